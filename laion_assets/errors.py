@@ -1,0 +1,93 @@
+"""Everything that can go wrong with a shard, by name.
+
+A bad *sample* is not here: it is a value, recorded in its row. These are the errors that stop a shard.
+
+    LaionAssetsError
+    ├── SettingsError          what the user set or typed is wrong; exit code 2
+    ├── PlanError              the shard plan and the request, or the raw files, contradict each other
+    ├── MissingInput           a file of the stage before is not there yet
+    ├── SourceUnavailable      a raw file or a vector file cannot be fetched or opened
+    ├── ShardBusy              another process holds the lease on this output
+    └── CorruptInput           a file is not what it claims to be
+        ├── CorruptParquet
+        ├── CorruptTar
+        ├── CorruptNpy
+        ├── CorruptTfrecord
+        ├── CorruptManifest
+        ├── MisalignedShard        tar, Parquet and plan of an image shard do not belong together
+        └── MisalignedEmbeddings   vectors and metadata do not belong together
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LaionAssetsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SettingsError(LaionAssetsError):
+    """A setting or a command-line argument is wrong; the message names it and says what is allowed."""
+
+
+class PlanError(LaionAssetsError):
+    """The shard plan contradicts the request or the raw files."""
+
+
+class MissingInput(LaionAssetsError):
+    """A file that a stage reads is not there yet; the message says which stage makes it."""
+
+
+class SourceUnavailable(LaionAssetsError):
+    """A source outside the data root cannot be read."""
+
+
+class ShardBusy(LaionAssetsError):
+    """Another process is writing this output."""
+
+
+class CorruptInput(LaionAssetsError):
+    """A file is not what it claims to be.
+
+    Args:
+        path: the file.
+        expected: what should have been found.
+        found: what was found.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, path: Path | str, *, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"{path}: expected {expected}, found {found}. {remedy}")
+        self.path = Path(path)
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+
+
+class CorruptParquet(CorruptInput):
+    """A Parquet file is damaged or has other columns than declared."""
+
+
+class CorruptTar(CorruptInput):
+    """A tar file is truncated, damaged, or holds members it must not."""
+
+
+class CorruptNpy(CorruptInput):
+    """A .npy file's header and bytes disagree, or its values are not vectors."""
+
+
+class CorruptTfrecord(CorruptInput):
+    """A TFRecord's framing or checksum does not hold."""
+
+
+class CorruptManifest(CorruptInput):
+    """A manifest cannot be read."""
+
+
+class MisalignedShard(CorruptInput):
+    """The tar, the Parquet file and the plan of an image shard do not belong together."""
+
+
+class MisalignedEmbeddings(CorruptInput):
+    """Vectors and metadata of an embedding shard do not belong together."""

@@ -1,0 +1,49 @@
+"""What may be asked of the web, and for how long."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import Field
+
+from laion_assets import __version__
+from laion_assets.policy import Policy
+
+MIB: Final = 1 << 20
+
+
+class FetchPolicy(Policy):
+    """Limits and manners of fetching one URL and many."""
+
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    """Name resolution aside, how long a connection, TLS included, may take."""
+    total_timeout_s: float = Field(default=15.0, gt=0)
+    """How long one attempt may take from first packet to last byte, redirects included."""
+    attempts: int = Field(default=2, ge=1, le=10)
+    """How often a URL is asked for when its failure may pass."""
+    backoff_s: float = Field(default=0.5, ge=0)
+    """First pause before another attempt; it doubles, with jitter."""
+    max_body_bytes: int = Field(default=20 * MIB, ge=1)
+    """Longest body accepted."""
+    max_redirects: int = Field(default=5, ge=0, le=20)
+    """How many redirects are followed, each checked like the first URL."""
+    ports: tuple[int, ...] = (80, 443, 8000, 8080, 8443)
+    """Ports that may be connected to."""
+    concurrency: int = Field(default=256, ge=1, le=4096)
+    """URLs in flight at once."""
+    per_domain_concurrency: int = Field(default=4, ge=1)
+    """URLs in flight at once for one registered domain."""
+    allow_loopback: bool = False
+    """Whether 127.0.0.0/8 and ::1, at any port, may be connected to; for the demo and tests."""
+    honour_opt_out: bool = True
+    """Whether an X-Robots-Tag of noai, noimageai, noindex or noimageindex sets the picture aside."""
+    user_agent_token: str = Field(default="laion_assets", pattern=r"^[A-Za-z0-9_-]+$")
+    """Name by which X-Robots-Tag may address us."""
+    contact: str = Field(default="", pattern=r"^[\x20-\x7e]*$")
+    """URL or address in the User-Agent header, for site owners."""
+
+    @property
+    def user_agent(self) -> str:
+        """Value of the User-Agent header."""
+        contact = f" (+{self.contact})" if self.contact else ""
+        return f"{self.user_agent_token}/{__version__}{contact}"

@@ -1,0 +1,215 @@
+"""The only builder of paths and file names: what each stage's files are called and where they lie."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from laion_assets.errors import SettingsError
+
+# Part names become file names and Dagster partition keys, so both sets of rules apply.
+_PART_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
+
+DATASET_NAME: Final = "laion400m"
+DATASET_VERSION: Final = "1.0.0"
+
+
+@dataclass(frozen=True, order=True)
+class ShardId:
+    """Number of a shard; its text form, five digits or more, is the partition key (``"00042"``)."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise SettingsError(f"shard number {self.number} is negative")
+
+    def __str__(self) -> str:
+        return f"{self.number:05d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a partition key.
+
+        Raises:
+            SettingsError: if the text is not the key this class itself would print.
+        """
+        if not re.fullmatch(r"[0-9]{5,9}", text) or (len(text) > 5 and text[0] == "0"):
+            raise SettingsError(f"{text!r} is not a shard: expected five digits such as 00042")
+        return cls(int(text))
+
+
+class EmbeddingShardId(ShardId):
+    """Number N of ``img_emb_N.npy``, ``text_emb_N.npy`` and ``metadata_N.parquet``."""
+
+
+def part_id(file_name: str) -> str:
+    """Name of a part: its file's name up to the first dot.
+
+    Raises:
+        SettingsError: if the name could not serve as a file name and partition key.
+    """
+    name = file_name.split(".", 1)[0]
+    if not _PART_NAME.fullmatch(name):
+        raise SettingsError(
+            f"raw file {file_name!r}: its name up to the first dot must be letters, digits, '_', '=' or '-'"
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The files of one stage for one partition.
+
+    Attributes:
+        stage: name of the stage and asset.
+        partition: partition key; the stage's own name where it has no partitions.
+        folder: where the files lie.
+        names: file names, all in ``folder``; the manifest is not among them.
+    """
+
+    stage: str
+    partition: str
+    folder: Path
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.stage if self.partition == self.stage else f"{self.stage} {self.partition}"
+
+    @property
+    def manifest(self) -> Path:
+        """Written last: a partition without it is not done."""
+        return self.folder / f"{self.partition}.manifest.json"
+
+    @property
+    def lease(self) -> Path:
+        """Locked by the one process that may write these files."""
+        return self.folder / ".leases" / f"{self.partition}.lock"
+
+    @property
+    def drafts(self) -> Path:
+        """Where files are written before they are whole."""
+        return self.folder / ".drafts"
+
+    def path(self, name: str) -> Path:
+        """Final path of one of the files."""
+        if name not in self.names:
+            raise ValueError(f"{self} has no file {name!r}, only {', '.join(self.names)}")
+        return self.folder / name
+
+    @property
+    def only(self) -> Path:
+        """Final path of the file, where there is just one."""
+        (name,) = self.names
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below one data root."""
+
+    root: Path
+
+    def _output(self, stage: str, partition: str, *names: str) -> Output:
+        return Output(stage=stage, partition=partition, folder=self.root / stage, names=names)
+
+    # -- the image branch -------------------------------------------------------------------------
+
+    def raw_metadata(self, part: str) -> Output:
+        """One raw part in the eight canonical columns."""
+        return self._output("raw_metadata", part, f"{part}.parquet")
+
+    def shard_plan(self) -> Output:
+        """Which rows of which part make which shard."""
+        return self._output("shard_plan", "shard_plan", "shard_plan.json")
+
+    def samples(self, shard: ShardId) -> Output:
+        """The rows of one shard, keyed."""
+        return self._output("samples", str(shard), f"{shard}.parquet")
+
+    def images(self, shard: ShardId) -> Output:
+        """img2dataset's three files of one shard."""
+        return self._output("images", str(shard), f"{shard}.tar", f"{shard}.parquet", f"{shard}_stats.json")
+
+    @property
+    def images_folder(self) -> Path:
+        """Where shards made by img2dataset itself are placed."""
+        return self.root / "images"
+
+    def images_tar(self, shard: ShardId) -> Path:
+        """Pictures, captions and JSON of the successes of one shard."""
+        return self.images(shard).path(f"{shard}.tar")
+
+    def images_table(self, shard: ShardId) -> Path:
+        """Every row of one shard with its outcome."""
+        return self.images(shard).path(f"{shard}.parquet")
+
+    def images_stats(self, shard: ShardId) -> Path:
+        """Counts of one shard in img2dataset's JSON."""
+        return self.images(shard).path(f"{shard}_stats.json")
+
+    def normalized_images(self, shard: ShardId) -> Output:
+        """The examples-to-be of one image shard, and the rows set aside with their reasons."""
+        return self._output("normalized_images", str(shard), f"{shard}.parquet", f"{shard}.set_aside.parquet")
+
+    def tfds_images(self, shard: ShardId) -> Output:
+        """One TFRecord shard of ``laion400m/images``."""
+        return self._output("tfds_images", str(shard), f"{shard}.tfrecord")
+
+    # -- the embeddings branch --------------------------------------------------------------------
+
+    def embeddings(self, shard: EmbeddingShardId) -> Output:
+        """Where the three source files of one embedding shard lie, and that they were checked."""
+        return self._output("embeddings", str(shard), f"{shard}.json")
+
+    def embedding_join(self, shard: EmbeddingShardId) -> Output:
+        """Vectors and metadata of one embedding shard in one Parquet file."""
+        return self._output("embedding_join", str(shard), f"{shard}.parquet")
+
+    def normalized_embeddings(self, shard: EmbeddingShardId) -> Output:
+        """The examples-to-be of one embedding shard, and the rows set aside with their reasons."""
+        return self._output(
+            "normalized_embeddings", str(shard), f"{shard}.parquet", f"{shard}.set_aside.parquet"
+        )
+
+    def tfds_embeddings(self, shard: EmbeddingShardId) -> Output:
+        """One TFRecord shard of ``laion400m/embeddings``."""
+        return self._output("tfds_embeddings", str(shard), f"{shard}.tfrecord")
+
+    def image_embeddings(self, shard: ShardId) -> Output:
+        """The vectors of one image shard, joined on (shard, key) or URL."""
+        return self._output("image_embeddings", str(shard), f"{shard}.parquet")
+
+    # -- what readers see -------------------------------------------------------------------------
+
+    @property
+    def tfds_data_dir(self) -> Path:
+        """What users pass to TFDS as ``data_dir``."""
+        return self.root / "tfds"
+
+    def tfds_config(self, config: str) -> Path:
+        """Folder of one config (``images`` or ``embeddings``), above its version."""
+        return self.tfds_data_dir / DATASET_NAME / config
+
+    def tfds_version(self, config: str) -> Path:
+        """Folder that TFDS reads; swapped whole at each publication."""
+        return self.tfds_config(config) / DATASET_VERSION
+
+    def dataset(self, config: str) -> Output:
+        """Record of the last publication of one config: which shards it holds."""
+        stage = f"{DATASET_NAME}_{config}"
+        return Output(stage=stage, partition=stage, folder=self.root / "published", names=(f"{config}.json",))
+
+    def catalog(self) -> Output:
+        """DuckDB views over every stage."""
+        return self._output("catalog", "catalog", "catalog.duckdb")
+
+    def dataset_report(self) -> Output:
+        """Figures, plots and contact sheets of the data set."""
+        return self._output("dataset_report", "dataset_report", "report.html", "report.json")
+
+    def contact_sheet(self, shard: ShardId) -> Path:
+        """Where ``laion-assets show`` draws a shard unless told otherwise."""
+        return self.root / "contact_sheets" / f"{shard}.png"

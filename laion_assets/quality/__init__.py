@@ -1,0 +1,1 @@
+"""What must hold of each stage's files, and pictures of them. Reads files, imports no stage."""

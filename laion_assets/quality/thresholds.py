@@ -1,0 +1,34 @@
+"""The numbers that quality rules compare with, each with the source of its default."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from laion_assets.policy import Policy
+
+
+class Thresholds(Policy):
+    """Limits of the quality rules; shares are between 0 and 1."""
+
+    similarity_low: float = 0.3
+    """LAION-400M kept rows of at least 0.3 (the release's own filter)."""
+    similarity_outside_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows with a similarity outside [similarity_low, 1] above which a warning is given."""
+    similarity_null_share: float = Field(default=0.12, ge=0, le=1)
+    """9.5 % of the rows had none in a pre-release snapshot."""
+    duplicate_share: float = Field(default=0.01, ge=0, le=1)
+    """(URL, TEXT) was the release's key, so repeated pairs are an anomaly."""
+    null_url_share: float = Field(default=0.01, ge=0, le=1)
+    """Rows with neither URL nor TEXT exist, but they are rare."""
+    success_share_low: float = Field(default=0.45, ge=0, le=1)
+    """50 to 75 % of the URLs were alive in late 2024; far below that, suspect the resolver (0.5 to 5 %)."""
+    norm_tolerance: float = Field(default=0.01, gt=0)
+    """L2 norms of the release's vectors lie between 0.9999 and 1.0003; float16 alone costs 0.001."""
+    cosine_median_difference: float = Field(default=0.02, gt=0)
+    """Median of |cosine - similarity| above which vectors and metadata do not belong together."""
+    cosine_far: float = Field(default=0.1, gt=0)
+    """A row is off if its cosine differs from its similarity by more."""
+    cosine_far_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of rows off above which vectors and metadata do not belong together."""
+    sampled_images: int = Field(default=64, ge=1)
+    """Pictures of a shard decoded in full by the check that a picture is what its row says."""

@@ -1,0 +1,282 @@
+"""Columns and Arrow schemas of every stage, and the words they share. Spelled here, nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+import pyarrow as pa
+
+# TFDS writes -1.0 where a row has no similarity (tensorflow_datasets, vision_language/laion400m).
+MISSING_SIMILARITY: Final = -1.0
+
+# CLIP ViT-B/32, the model of the LAION-400M release.
+EMBEDDING_WIDTH: Final = 512
+
+
+class NsfwTag(StrEnum):
+    """Labels of the ``nsfw`` feature, in TFDS's order; any other tag becomes UNTAGGED."""
+
+    UNLIKELY = "UNLIKELY"
+    UNSURE = "UNSURE"
+    NSFW = "NSFW"
+    UNTAGGED = "UNTAGGED"
+
+
+class Status(StrEnum):
+    """img2dataset's words for a row's outcome."""
+
+    SUCCESS = "success"
+    FAILED_TO_DOWNLOAD = "failed_to_download"
+    FAILED_TO_RESIZE = "failed_to_resize"
+
+
+class Outcome(StrEnum):
+    """Class of a row's outcome, finer than its status."""
+
+    SUCCESS = "success"
+    SET_ASIDE = "set_aside"  # never asked for: the row itself is not acceptable
+    BAD_URL = "bad_url"
+    REFUSED_ADDRESS = "refused_address"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    HTTP_4XX = "http_4xx"
+    HTTP_5XX = "http_5xx"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    OPTED_OUT = "opted_out"
+    TOO_LARGE = "too_large"
+    TRUNCATED = "truncated"
+    PROTOCOL = "protocol"
+    NOT_AN_IMAGE = "not_an_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    UNDECODABLE = "undecodable"
+    DECODER_DIED = "decoder_died"
+    OTHER = "other"  # of a shard made elsewhere, whose message says more
+
+
+class SetAside(StrEnum):
+    """Why a row that is there does not become an example."""
+
+    MISSING_URL = "missing_url"
+    SIMILARITY_ABOVE_ONE = "similarity_above_one"
+    SIMILARITY_BELOW_ZERO = "similarity_below_zero"
+    MISSING_IMAGE = "missing_image"
+    UNREADABLE_IMAGE = "unreadable_image"
+    NOT_THREE_CHANNELS = "not_three_channels"
+    WRONG_SIZE = "wrong_size"
+    BAD_VECTOR = "bad_vector"
+
+
+def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool = True) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"description": description})
+
+
+# The eight columns of LAION-400M's metadata files, all nullable (the files' own Parquet schema).
+RAW: Final = pa.schema(
+    [
+        _column("SAMPLE_ID", pa.int64(), "identifier given by LAION; may be null"),
+        _column("URL", pa.string(), "address of the picture"),
+        _column("TEXT", pa.string(), "alt text of the picture: the caption"),
+        _column("HEIGHT", pa.int32(), "height in pixels that the page declared"),
+        _column("WIDTH", pa.int32(), "width in pixels that the page declared"),
+        _column("LICENSE", pa.string(), "'?', empty, or the start of a Creative Commons URL"),
+        _column("NSFW", pa.string(), "LAION's own guess, of low precision and recall"),
+        _column("similarity", pa.float64(), "CLIP ViT-B/32 cosine of picture and text; dirty values exist"),
+    ]
+)
+
+SAMPLES: Final = pa.schema(
+    [
+        _column(
+            "key", pa.string(), "shard number and row, zero-padded, as img2dataset writes it", nullable=False
+        ),
+        _column("sample_id", pa.int64(), "SAMPLE_ID of the raw row"),
+        _column("url", pa.string(), "address of the picture"),
+        _column("caption", pa.string(), "alt text of the picture"),
+        _column("declared_height", pa.int32(), "height in pixels that the page declared"),
+        _column("declared_width", pa.int32(), "width in pixels that the page declared"),
+        _column("LICENSE", pa.string(), "licence as LAION recorded it"),
+        _column("NSFW", pa.string(), "tag as LAION recorded it"),
+        _column("similarity", pa.float64(), "similarity as LAION recorded it"),
+        _column("set_aside", pa.string(), "why the row is not asked for; null where it is"),
+    ]
+)
+
+# img2dataset 1.47's columns for `--save_additional_columns NSFW,similarity,LICENSE`, in its order...
+IMAGES_IMG2DATASET: Final = pa.schema(
+    [
+        _column("caption", pa.string(), "alt text of the picture"),
+        _column("url", pa.string(), "address of the picture"),
+        _column("NSFW", pa.string(), "tag as LAION recorded it"),
+        _column("similarity", pa.float64(), "similarity as LAION recorded it"),
+        _column("LICENSE", pa.string(), "licence as LAION recorded it"),
+        _column("key", pa.string(), "shard number and row; names the tar members", nullable=False),
+        _column("status", pa.string(), "success, failed_to_download or failed_to_resize", nullable=False),
+        _column("error_message", pa.string(), "what went wrong; null for a success"),
+        _column("width", pa.int32(), "width in pixels of the stored picture"),
+        _column("height", pa.int32(), "height in pixels of the stored picture"),
+        _column("original_width", pa.int32(), "width in pixels of the picture served"),
+        _column("original_height", pa.int32(), "height in pixels of the picture served"),
+        _column("exif", pa.string(), "EXIF of the picture served, as JSON"),
+        _column("sha256", pa.string(), "sha256 of the body served"),
+    ]
+)
+# ...then ours, which readers of img2dataset's output pass over.
+IMAGES: Final = pa.schema(
+    [
+        *IMAGES_IMG2DATASET,
+        _column("outcome", pa.string(), "class of the outcome", nullable=False),
+        _column("http_status", pa.int16(), "HTTP status of the last answer; null where none came"),
+    ]
+)
+
+NORMALIZED_IMAGES: Final = pa.schema(
+    [
+        _column("key", pa.string(), "shard number and row, global", nullable=False),
+        _column("url", pa.string(), "address of the picture", nullable=False),
+        _column("caption", pa.string(), "alt text; '' where it was null", nullable=False),
+        _column("nsfw", pa.string(), "one of the four tags", nullable=False),
+        _column("similarity", pa.float64(), "similarity, or -1.0 where it is missing", nullable=False),
+        _column("license", pa.string(), "licence; '' where it was null", nullable=False),
+        _column("original_height", pa.int32(), "height in pixels of the picture served", nullable=False),
+        _column("original_width", pa.int32(), "width in pixels of the picture served", nullable=False),
+        _column("height", pa.int32(), "height in pixels of the stored picture", nullable=False),
+        _column("width", pa.int32(), "width in pixels of the stored picture", nullable=False),
+        _column("image_sha256", pa.string(), "sha256 of the stored picture's bytes", nullable=False),
+        _column(
+            "tar_offset", pa.int64(), "where the picture's bytes begin in the shard's tar", nullable=False
+        ),
+        _column("tar_bytes", pa.int64(), "how many bytes they are", nullable=False),
+    ]
+)
+
+ROWS_SET_ASIDE: Final = pa.schema(
+    [
+        _column("key", pa.string(), "key of the row set aside", nullable=False),
+        _column("reason", pa.string(), "why it is no example", nullable=False),
+        _column("detail", pa.string(), "the value or message behind the reason", nullable=False),
+    ]
+)
+
+NORMALIZED_EMBEDDINGS: Final = pa.schema(
+    [
+        _column("row", pa.int64(), "row of the joined file that holds the vectors", nullable=False),
+        _column("key", pa.string(), "key of that row, to prove the pairing", nullable=False),
+        _column("url", pa.string(), "address of the picture", nullable=False),
+        _column("caption", pa.string(), "alt text; '' where it was null", nullable=False),
+        _column("nsfw", pa.string(), "one of the four tags", nullable=False),
+        _column("similarity", pa.float64(), "similarity, or -1.0 where it is missing", nullable=False),
+        _column("license", pa.string(), "licence; '' where it was null", nullable=False),
+        _column("original_height", pa.int32(), "height in pixels; 0 where it was null", nullable=False),
+        _column("original_width", pa.int32(), "width in pixels; 0 where it was null", nullable=False),
+    ]
+)
+
+
+def vector_type(width: int = EMBEDDING_WIDTH) -> pa.DataType:
+    """One float16 vector of ``width`` elements, as its little-endian bytes.
+
+    A fixed-size binary value costs Parquet no level per element, so a shard of a million vectors is read
+    at the speed of memory; ``numpy.frombuffer(value, "<f2")`` is the vector.
+    """
+    return pa.binary(2 * width)
+
+
+def embedding_join(width: int = EMBEDDING_WIDTH) -> pa.Schema:
+    """Schema of a joined embedding shard whose vectors have ``width`` elements."""
+    return pa.schema(
+        [
+            _column("shard_id", pa.int64(), "image shard that the metadata names; null where it names none"),
+            _column("key", pa.string(), "key within that shard, as the metadata writes it", nullable=False),
+            _column("url", pa.string(), "address of the picture"),
+            _column("caption", pa.string(), "alt text of the picture"),
+            _column("NSFW", pa.string(), "tag as LAION recorded it"),
+            _column("similarity", pa.float64(), "similarity as LAION recorded it"),
+            _column("LICENSE", pa.string(), "licence as LAION recorded it"),
+            _column("original_height", pa.int32(), "height in pixels of the picture served"),
+            _column("original_width", pa.int32(), "width in pixels of the picture served"),
+            _column("cosine", pa.float32(), "cosine of the two vectors, recomputed", nullable=False),
+            _column(
+                "image_embedding", vector_type(width), "CLIP vector of the picture, float16", nullable=False
+            ),
+            _column(
+                "text_embedding", vector_type(width), "CLIP vector of the caption, float16", nullable=False
+            ),
+        ]
+    )
+
+
+def image_embeddings(width: int = EMBEDDING_WIDTH) -> pa.Schema:
+    """Schema of the vectors of one image shard."""
+    return pa.schema(
+        [
+            _column("key", pa.string(), "key of the sample in the image shard", nullable=False),
+            _column("matched_by", pa.string(), "'shard_and_key' or 'url'", nullable=False),
+            _column("embedding_shard", pa.string(), "embedding shard the vectors came from", nullable=False),
+            _column(
+                "image_embedding", vector_type(width), "CLIP vector of the picture, float16", nullable=False
+            ),
+            _column(
+                "text_embedding", vector_type(width), "CLIP vector of the caption, float16", nullable=False
+            ),
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSchema:
+    """How a sister data set names the canonical columns.
+
+    Attributes:
+        columns: canonical column (of :data:`RAW`) -> the source's column. A canonical column that is
+            not named is null in every row. Only URL and TEXT must be there; matching ignores case,
+            because releases of the same data set differ in it.
+        delimiter: set for text files without a header, whose columns are then in the order of ``columns``.
+    """
+
+    columns: Mapping[str, str]
+    delimiter: str | None = None
+
+
+_LAION: Final = {name: name for name in RAW.names}
+
+# Column names as in each data set's own files or data card.
+SOURCE_SCHEMAS: Final[Mapping[str, SourceSchema]] = MappingProxyType(
+    {
+        "laion400m": SourceSchema(columns=_LAION),
+        # The same names; sizes are doubles, which are cast.
+        "laion2b": SourceSchema(columns=_LAION),
+        "relaion": SourceSchema(columns=_LAION | {"SAMPLE_ID": "hash", "URL": "url", "TEXT": "caption"}),
+        "coyo700m": SourceSchema(
+            columns={
+                "SAMPLE_ID": "id",
+                "URL": "url",
+                "TEXT": "text",
+                "HEIGHT": "height",
+                "WIDTH": "width",
+                "similarity": "clip_similarity_vitb32",
+            }
+        ),
+        # uid is a 128-bit hexadecimal number, which no int64 holds, so SAMPLE_ID stays null.
+        "datacomp": SourceSchema(
+            columns={
+                "URL": "url",
+                "TEXT": "text",
+                "HEIGHT": "original_height",
+                "WIDTH": "original_width",
+                "similarity": "clip_b32_similarity_score",
+            }
+        ),
+        "cc12m": SourceSchema(columns={"URL": "url", "TEXT": "caption"}, delimiter="\t"),
+    }
+)
+
+
+def describe(schema: pa.Schema) -> dict[str, str]:
+    """Column name -> its description, as declared above."""
+    return {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}

@@ -1,0 +1,197 @@
+"""What a user may set: one file (``laion.toml``) and the environment, for Dagster and command line."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import SettingsError as UnparsableSettings
+
+from laion_assets.errors import SettingsError
+from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.image import ImagePolicy
+from laion_assets.layout import Layout, part_id
+from laion_assets.policy import Policy
+from laion_assets.quality.thresholds import Thresholds
+from laion_assets.schema import EMBEDDING_WIDTH, SOURCE_SCHEMAS
+
+SETTINGS_FILE: Final = "laion.toml"
+SETTINGS_FILE_VARIABLE: Final = "LAION_SETTINGS"
+_RAW_SUFFIXES: Final = (".parquet", ".tsv")
+
+
+class RawSettings(Policy):
+    """Where the raw files are and how they name their columns."""
+
+    source: Annotated[tuple[str, ...], NoDecode] = ()
+    """Folders, glob patterns, files, or http(s):// URLs of single files."""
+    source_schema: str = "laion400m"
+    """How the files name their columns: a name in ``schema.SOURCE_SCHEMAS``."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return json.loads(value) if value.startswith("[") else (value,)
+
+    @field_validator("source_schema")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in SOURCE_SCHEMAS:
+            raise ValueError(f"is {value!r}; known are {', '.join(SOURCE_SCHEMAS)}")
+        return value
+
+
+class EmbeddingSettings(Policy):
+    """Where the vectors are."""
+
+    source: str | None = None
+    """Folder with img_emb/, text_emb/ and metadata/, or images/, texts/ and metadata/."""
+    width: int = Field(default=EMBEDDING_WIDTH, ge=1, le=65_536)
+    """Elements of a vector: 512 for ViT-B/32, 768 for ViT-L/14."""
+
+
+class Settings(BaseSettings):
+    """Everything a user may set; ``LAION_FETCH__ATTEMPTS=3`` sets ``attempts`` of ``[fetch]``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAION_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    data_root: Path = Path("data")
+    """Folder of every stage's files."""
+    dagster_home: Path = Path("dagster_home")
+    """Folder of Dagster's records, unless the environment's DAGSTER_HOME names another."""
+    rows_per_shard: int = Field(default=10_000, ge=1, le=1_000_000)
+    """Rows of a shard; fixed once the plan exists."""
+    batch_shards: int = Field(default=25, ge=1, le=1_000)
+    """Shards that one Dagster run takes."""
+    raw: RawSettings = RawSettings()
+    fetch: FetchPolicy = FetchPolicy()
+    image: ImagePolicy = ImagePolicy()
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    quality: Thresholds = Thresholds()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much Dagster's run logs say."""
+
+    @classmethod
+    def load(cls, file: Path | None = None) -> Settings:
+        """Read the settings file, if there is one, and the environment, which wins.
+
+        Args:
+            file: the settings file; by default the one that the environment variable LAION_SETTINGS
+                names, else ``laion.toml`` in the working folder. Paths in it are relative to its folder.
+
+        Raises:
+            SettingsError: naming the setting, what is wrong with it, and what is allowed.
+        """
+        named = file or (Path(value) if (value := os.environ.get(SETTINGS_FILE_VARIABLE)) else None)
+        if named is not None and not named.is_file():
+            raise SettingsError(f"settings file {named} does not exist")
+        path = named or Path(SETTINGS_FILE)
+        base = path.absolute().parent
+        try:
+            settings = _reading(cls, path)()
+        except ValidationError as error:
+            raise SettingsError(_one_line(error, path)) from None
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path} is not TOML: {error}") from None
+        except UnparsableSettings as error:
+            raise SettingsError(f"{error}: lists are written as JSON, such as [80, 443]") from None
+        return settings.relative_to(base)
+
+    def relative_to(self, base: Path) -> Settings:
+        """The same settings with relative paths taken from ``base``."""
+
+        def absolute(source: str) -> str:
+            return source if "://" in source else str(base / Path(source).expanduser())
+
+        embeddings = self.embeddings
+        if embeddings.source is not None:
+            embeddings = embeddings.model_copy(update={"source": absolute(embeddings.source)})
+        return self.model_copy(
+            update={
+                "data_root": base / self.data_root.expanduser(),
+                "dagster_home": base / self.dagster_home.expanduser(),
+                "raw": self.raw.model_copy(update={"source": tuple(map(absolute, self.raw.source))}),
+                "embeddings": embeddings,
+            }
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """Paths below the data root."""
+        return Layout(self.data_root)
+
+    def raw_files(self) -> dict[str, str]:
+        """Part -> the file or URL it is read from, in order of the sources and then of the names.
+
+        Raises:
+            SettingsError: if a source names nothing, an unknown scheme, or two files of one name.
+        """
+        files: dict[str, str] = {}
+        for source in self.raw.source:
+            for location in _expand(source):
+                part = part_id(location.rsplit("/", 1)[-1])
+                if files.setdefault(part, location) != location:
+                    raise SettingsError(
+                        f"raw.source: {files[part]} and {location} would both be part {part!r}; rename one"
+                    )
+        return files
+
+
+def _expand(source: str) -> Sequence[str]:
+    if "://" in source:
+        parts = urlsplit(source)
+        if parts.scheme not in ("http", "https") or not parts.path.endswith(_RAW_SUFFIXES):
+            raise SettingsError(
+                f"raw.source {source!r}: expected http(s):// and a file ending in .parquet or .tsv"
+            )
+        return [source]
+    path = Path(source)
+    if path.is_dir():
+        return sorted(str(file) for file in path.iterdir() if file.name.endswith(_RAW_SUFFIXES))
+    found = sorted(glob.glob(source))  # noqa: PTH207 (the pattern may be absolute)
+    if not found:
+        raise SettingsError(f"raw.source {source!r}: no such folder or file, and no file matches")
+    return found
+
+
+def _reading(cls: type[Settings], path: Path) -> type[Settings]:
+    class FromFile(cls):  # type: ignore[valid-type,misc]
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            **_: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    return FromFile
+
+
+def _one_line(error: ValidationError, path: Path) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return f"setting {name!r} ({path} or environment): {first['msg']}"
