@@ -118,8 +118,16 @@ class Layout:
     # -- the image branch -------------------------------------------------------------------------
 
     def raw_metadata(self, part: str) -> Output:
-        """One raw part in the eight canonical columns."""
-        return self._output("raw_metadata", part, f"{part}.parquet")
+        """One raw part in the eight canonical columns, and what it was read from."""
+        return self._output("raw_metadata", part, f"{part}.parquet", f"{part}.source.json")
+
+    def raw_table(self, part: str) -> Path:
+        """Rows of one raw part, a row group for each shard."""
+        return self.raw_metadata(part).path(f"{part}.parquet")
+
+    def raw_source(self, part: str) -> Path:
+        """Address, size and sha256 of the file that one raw part was read from."""
+        return self.raw_metadata(part).path(f"{part}.source.json")
 
     def shard_plan(self) -> Output:
         """Which rows of which part make which shard."""
@@ -154,6 +162,10 @@ class Layout:
         """The examples-to-be of one image shard, and the rows set aside with their reasons."""
         return self._output("normalized_images", str(shard), f"{shard}.parquet", f"{shard}.set_aside.parquet")
 
+    def normalized_table(self, shard: ShardId) -> Path:
+        """The examples-to-be of one image shard."""
+        return self.normalized_images(shard).path(f"{shard}.parquet")
+
     def tfds_images(self, shard: ShardId) -> Output:
         """One TFRecord shard of ``laion400m/images``."""
         return self._output("tfds_images", str(shard), f"{shard}.tfrecord")
@@ -173,6 +185,10 @@ class Layout:
         return self._output(
             "normalized_embeddings", str(shard), f"{shard}.parquet", f"{shard}.set_aside.parquet"
         )
+
+    def normalized_embeddings_table(self, shard: EmbeddingShardId) -> Path:
+        """The examples-to-be of one embedding shard."""
+        return self.normalized_embeddings(shard).path(f"{shard}.parquet")
 
     def tfds_embeddings(self, shard: EmbeddingShardId) -> Output:
         """One TFRecord shard of ``laion400m/embeddings``."""
@@ -196,6 +212,15 @@ class Layout:
     def tfds_version(self, config: str) -> Path:
         """Folder that TFDS reads; swapped whole at each publication."""
         return self.tfds_config(config) / DATASET_VERSION
+
+    def tfds_builds(self, config: str) -> Path:
+        """Folders of which ``tfds_version`` is a link to the newest."""
+        return self.tfds_config(config) / ".builds"
+
+    @property
+    def tfds_default_config(self) -> Path:
+        """Names the config that TFDS opens where none is asked for."""
+        return self.tfds_data_dir / DATASET_NAME / ".config" / "metadata.json"
 
     def dataset(self, config: str) -> Output:
         """Record of the last publication of one config: which shards it holds."""

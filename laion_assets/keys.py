@@ -1,0 +1,62 @@
+"""Keys of samples as img2dataset writes them: shard number and row, zero-padded.
+
+Its releases differ: newer ones write global keys (``000120034`` is row 34 of shard 12), the one that made
+LAION's 2021 files wrote keys local to a shard (``000000034``). Ours are always global.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laion_assets.errors import MisalignedShard
+from laion_assets.layout import ShardId
+
+# img2dataset's `oom_shard_count`, the digits of a shard number.
+SHARD_DIGITS: Final = 5
+
+
+def sample_key(shard: ShardId, row: int, *, row_digits: int) -> str:
+    """Global key of a row of a shard."""
+    return f"{shard.number:0{SHARD_DIGITS}d}{row:0{row_digits}d}"
+
+
+def global_keys(keys: pa.Array, shard: ShardId, path: Path) -> pa.Array:
+    """Keys found in a shard's file, each as a global key.
+
+    Args:
+        keys: strings, local or global.
+        shard: the shard they are in.
+        path: the file they are from, for the message.
+
+    Raises:
+        MisalignedShard: if a key is null, no number, of another shard, or there twice.
+    """
+    well_formed = pc.fill_null(pc.match_substring_regex(keys, r"^[0-9]{6,18}$"), False)
+    if not pc.all(well_formed, min_count=0).as_py():
+        raise _misaligned(path, "keys of digits, shard number and row", _first(keys, pc.invert(well_formed)))
+    digits = len(str(shard))
+    prefix = pc.utf8_slice_codeunits(keys, 0, digits)
+    ours = pc.is_in(prefix, value_set=pa.array([str(shard), "0" * digits]))
+    if not pc.all(ours, min_count=0).as_py():
+        raise _misaligned(path, f"keys of shard {shard}, global or local", _first(keys, pc.invert(ours)))
+    found = pc.binary_join_element_wise(str(shard), pc.utf8_slice_codeunits(keys, digits), "")
+    if pc.count_distinct(found).as_py() != len(found):
+        raise _misaligned(path, "each key once", "one of them more than once")
+    return found
+
+
+def _first(keys: pa.Array, mask: pa.Array) -> str:
+    return repr(str(keys.filter(mask)[0].as_py())[:40])
+
+
+def _misaligned(path: Path, expected: str, found: str) -> MisalignedShard:
+    return MisalignedShard(
+        path,
+        expected=expected,
+        found=found,
+        remedy="Remove the shard's files from the folder, or place the ones that belong there.",
+    )

@@ -1,0 +1,187 @@
+"""Which rows of which part make which shard. Only ever appended to: a shard keeps its number and rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from laion_assets.errors import CorruptManifest, MissingInput, PlanError
+from laion_assets.formats.publish import fingerprint
+from laion_assets.keys import sample_key
+from laion_assets.layout import Layout, ShardId
+
+_PLAN_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanEntry:
+    """One part and the shards it makes: ``shards`` numbers from ``first_shard``, the last one short.
+
+    Attributes:
+        part: name of the part.
+        sha256: of the part's raw file, hexadecimal.
+        rows: rows of the part.
+        first_shard: number of its first shard.
+        shards: how many shards it makes.
+    """
+
+    part: str
+    sha256: str
+    rows: int
+    first_shard: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRange:
+    """Rows ``first`` to ``first + rows`` of one part."""
+
+    part: str
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """The plan of one data root.
+
+    Attributes:
+        rows_per_shard: rows of every shard but the last of each part.
+        entries: the parts, in the order in which they were added.
+        placed: numbers of shards that img2dataset made and that no part accounts for, ascending.
+    """
+
+    rows_per_shard: int
+    entries: tuple[PlanEntry, ...] = ()
+    placed: tuple[int, ...] = ()
+
+    @property
+    def shards(self) -> tuple[ShardId, ...]:
+        """Every shard, ascending."""
+        numbers = [
+            number
+            for entry in self.entries
+            for number in range(entry.first_shard, entry.first_shard + entry.shards)
+        ]
+        return tuple(ShardId(number) for number in sorted([*numbers, *self.placed]))
+
+    @property
+    def shard_count(self) -> int:
+        """Total that the datasets' file names carry: one more than the highest shard number."""
+        return max((shard.number for shard in self.shards), default=-1) + 1
+
+    @property
+    def key_digits(self) -> int:
+        """Digits of a row within a key: img2dataset's ``ceil(log10(rows per shard))``."""
+        return len(str(self.rows_per_shard - 1))
+
+    @property
+    def stable_version(self) -> str:
+        """Data version that stays the same while the plan is only appended to."""
+        return fingerprint({"rows_per_shard": self.rows_per_shard})
+
+    def key(self, shard: ShardId, row: int) -> str:
+        """Key of a row of a shard, as img2dataset writes it (``000120034`` is row 34 of shard 12)."""
+        return sample_key(shard, row, row_digits=self.key_digits)
+
+    def rows_of(self, shard: ShardId) -> RowRange | None:
+        """Where a shard's rows lie; None for a shard that img2dataset made.
+
+        Raises:
+            PlanError: if the plan has no such shard.
+        """
+        for entry in self.entries:
+            index = shard.number - entry.first_shard
+            if 0 <= index < entry.shards:
+                first = index * self.rows_per_shard
+                return RowRange(
+                    part=entry.part, first=first, rows=min(self.rows_per_shard, entry.rows - first)
+                )
+        if shard.number in self.placed:
+            return None
+        raise PlanError(f"the plan has no shard {shard}; it has {len(self.shards)}")
+
+    def shards_of(self, part: str) -> tuple[ShardId, ...]:
+        """The shards that a part makes; none for a part not planned yet."""
+        return tuple(
+            ShardId(number)
+            for entry in self.entries
+            if entry.part == part
+            for number in range(entry.first_shard, entry.first_shard + entry.shards)
+        )
+
+    def with_part(self, part: str, *, sha256: str, rows: int) -> ShardPlan:
+        """This plan with one part more; the same plan if it is already there.
+
+        Raises:
+            PlanError: if the part is there with other content.
+        """
+        for entry in self.entries:
+            if entry.part == part:
+                if (entry.sha256, entry.rows) == (sha256, rows):
+                    return self
+                raise PlanError(
+                    f"part {part} changed after it was planned: its shards hold {entry.rows} rows of a file "
+                    f"with sha256 {entry.sha256}, now it is {rows} rows and {sha256}. Restore the file, or "
+                    f"give the new one another name."
+                )
+        count = -(-rows // self.rows_per_shard)
+        entry = PlanEntry(part=part, sha256=sha256, rows=rows, first_shard=self.shard_count, shards=count)
+        return replace(self, entries=(*self.entries, entry))
+
+    def with_placed(self, numbers: Iterable[int]) -> ShardPlan:
+        """This plan with shards that img2dataset made, those of a part left out."""
+        known = {shard.number for shard in self.shards}
+        return replace(self, placed=tuple(sorted({*self.placed, *(set(numbers) - known)})))
+
+    def check_parts(self, parts: Collection[str]) -> None:
+        """Refuse a source from which a planned part is gone.
+
+        Raises:
+            PlanError: naming the parts.
+        """
+        gone = [entry.part for entry in self.entries if entry.part not in parts]
+        if gone:
+            raise PlanError(f"planned parts are no longer published: {', '.join(gone)}; put them back")
+
+    def to_json(self) -> bytes:
+        """The plan's file; equal plans, equal bytes."""
+        return json.dumps({"format": _PLAN_FORMAT, **asdict(self)}, indent=1).encode() + b"\n"
+
+    @classmethod
+    def load(cls, layout: Layout) -> ShardPlan:
+        """Read the plan of a data root.
+
+        Raises:
+            MissingInput: if there is none yet.
+            CorruptManifest: if the file is no plan.
+        """
+        path = layout.shard_plan().only
+        try:
+            document = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise MissingInput(f"there is no shard plan yet ({path}): materialize shard_plan first") from None
+        except ValueError as error:
+            raise _corrupt(layout, error) from error
+        try:
+            if document.pop("format") != _PLAN_FORMAT:
+                raise ValueError("another format")
+            entries = tuple(PlanEntry(**entry) for entry in document["entries"])
+            return cls(
+                rows_per_shard=int(document["rows_per_shard"]),
+                entries=entries,
+                placed=tuple(map(int, document["placed"])),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _corrupt(layout, error) from error
+
+
+def _corrupt(layout: Layout, error: Exception) -> CorruptManifest:
+    return CorruptManifest(
+        layout.shard_plan().only,
+        expected=f"a shard plan of format {_PLAN_FORMAT}",
+        found=f"{type(error).__name__}: {error}",
+        remedy="Restore it from a copy: shard numbers cannot be told from the data alone.",
+    )

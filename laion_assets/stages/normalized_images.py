@@ -1,0 +1,214 @@
+"""The examples-to-be of one image shard: metadata normalized and joined to its picture by key.
+
+Metadata and pictures are joined on the key and never on position: img2dataset writes its table in
+completion order, failures included, so the n-th row is not the n-th picture of the tar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+from PIL import Image
+
+from laion_assets.errors import CorruptTar, MisalignedShard
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
+from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.keys import global_keys
+from laion_assets.layout import Layout, ShardId
+from laion_assets.normalization import fill_text, normalize_nsfw, normalize_similarity, set_aside_reasons
+from laion_assets.schema import IMAGES_IMG2DATASET, NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
+
+CODE_VERSION: Final = "1"
+
+# What img2dataset's encode_format can be, and what TFDS's Image feature decodes.
+_PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
+
+# TFDS decodes grey JPEG and PNG files of a three-channel feature to three channels, but RGBA to four.
+_THREE_CHANNEL_MODES: Final = ("RGB", "L")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """What the bytes of one stored picture say of themselves, and where they lie."""
+
+    width: int
+    height: int
+    sha256: str
+    member: Member
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """Why a stored picture cannot become an example."""
+
+    reason: SetAside
+    detail: str
+
+
+def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
+    """Publish the examples-to-be of one shard and, beside them, the rows set aside with their reasons.
+
+    Rows whose download failed are in neither file; they are counted, so that
+    ``examples + set_aside + failed`` is the number of rows of the shard.
+
+    Raises:
+        MissingInput: if the shard's images are not there yet.
+        CorruptParquet, CorruptTar, MisalignedShard: if its files are damaged or do not belong together.
+    """
+    images = require(layout.images(shard))
+    recipe = Recipe(code_version=CODE_VERSION, inputs={"images": images.data_version})
+
+    def write(draft: Draft) -> Tally:
+        examples, set_aside, counts = _normalize(shard, layout)
+        table, aside = layout.normalized_images(shard).names
+        parquet.write_table(draft.path(table), examples, NORMALIZED_IMAGES)
+        parquet.write_table(draft.path(aside), set_aside, ROWS_SET_ASIDE)
+        return Tally(rows=examples.num_rows, counts=counts)
+
+    return publish(layout.normalized_images(shard), recipe, write)
+
+
+def _normalize(shard: ShardId, layout: Layout) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    path, tar = layout.images_table(shard), layout.images_tar(shard)
+    rows = _read_rows(path)
+    stems = rows["key"]
+    rows = rows.set_column(rows.column_names.index("key"), "key", global_keys(stems, shard, path))
+    rows = rows.append_column("stem", stems)
+    succeeded = rows.filter(pa.compute.equal(rows["status"], Status.SUCCESS)).sort_by("key")
+    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar))
+    reasons = set_aside_reasons(succeeded["url"], succeeded["similarity"])
+    verdicts = [
+        _Refused(reason=SetAside(reason), detail=f"similarity {similarity}") if reason else picture
+        for reason, similarity, picture in zip(
+            reasons.to_pylist(), succeeded["similarity"].to_pylist(), pictures, strict=True
+        )
+    ]
+    verdicts = [
+        _contradiction(verdict, width, height) or verdict
+        for verdict, width, height in zip(
+            verdicts, succeeded["width"].to_pylist(), succeeded["height"].to_pylist(), strict=True
+        )
+    ]
+    accepted = succeeded.filter(pa.array([isinstance(verdict, _Picture) for verdict in verdicts], pa.bool_()))
+    examples, counts = _examples(accepted, [found for found in verdicts if isinstance(found, _Picture)])
+    set_aside = _set_aside(succeeded["key"].to_pylist(), verdicts)
+    counts |= Counter(f"set_aside:{reason}" for reason in set_aside["reason"].to_pylist())
+    counts["rows"] = rows.num_rows
+    counts["failed"] = rows.num_rows - succeeded.num_rows
+    counts["set_aside"] = set_aside.num_rows
+    counts["examples"] = examples.num_rows
+    return examples, set_aside, counts
+
+
+def _read_rows(path: Path) -> pa.Table:
+    """The shard's table in img2dataset's columns; those it lacks (not all are always saved) are null."""
+    with parquet.open_reader(path) as reader:
+        names = set(reader.schema_arrow.names)
+        missing = {"key", "status", "url"} - names
+        if missing:
+            raise MisalignedShard(
+                path,
+                expected="img2dataset's columns key, status and url",
+                found=f"no {', '.join(sorted(missing))}",
+                remedy="Place the Parquet file that img2dataset wrote beside the tar.",
+            )
+        found = reader.read(columns=[name for name in IMAGES_IMG2DATASET.names if name in names])
+    columns = [
+        found[field.name].cast(field.type) if field.name in names else pa.nulls(found.num_rows, field.type)
+        for field in IMAGES_IMG2DATASET
+    ]
+    return pa.table(columns, names=IMAGES_IMG2DATASET.names).combine_chunks()
+
+
+def _look_at_pictures(
+    tar: Path, stems: list[str], index: Mapping[str, Mapping[str, Member]]
+) -> list[_Picture | _Refused]:
+    with tar.open("rb") as file:
+        return [_look_at_picture(file.fileno(), index.get(stem, {}), tar) for stem in stems]
+
+
+def _look_at_picture(descriptor: int, members: Mapping[str, Member], tar: Path) -> _Picture | _Refused:
+    found = [members[extension] for extension in _PICTURE_EXTENSIONS if extension in members]
+    if not found:
+        return _Refused(reason=SetAside.MISSING_IMAGE, detail=f"the tar has only {sorted(members)}"[:200])
+    if len(found) > 1:
+        raise CorruptTar(
+            tar,
+            expected="one picture for each key",
+            found=f"{len(found)} for one key",
+            remedy="Make or place the shard again.",
+        )
+    member = found[0]
+    body = os.pread(descriptor, member.size, member.offset)
+    try:
+        # Opening reads the header only; the quality rules decode a sample of the pictures in full.
+        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
+            mode, (width, height) = picture.mode, picture.size
+    except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
+        return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=f"{type(error).__name__}: {error}"[:200])
+    if mode not in _THREE_CHANNEL_MODES:
+        return _Refused(reason=SetAside.NOT_THREE_CHANNELS, detail=f"mode {mode}")
+    return _Picture(width=width, height=height, sha256=hashlib.sha256(body).hexdigest(), member=member)
+
+
+def _contradiction(verdict: _Picture | _Refused, width: int | None, height: int | None) -> _Refused | None:
+    """Why a picture is not the one its row describes; a size left out is not held against it."""
+    if isinstance(verdict, _Refused) or width is None or height is None:
+        return None
+    if (width, height) == (verdict.width, verdict.height):
+        return None
+    detail = f"row says {width} x {height}, picture is {verdict.width} x {verdict.height}"
+    return _Refused(reason=SetAside.WRONG_SIZE, detail=detail)
+
+
+def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[str, int]]:
+    nsfw, nsfw_counts = normalize_nsfw(rows["NSFW"])
+    similarity, similarity_counts = normalize_similarity(rows["similarity"])
+    widths = pa.array([picture.width for picture in pictures], pa.int32())
+    heights = pa.array([picture.height for picture in pictures], pa.int32())
+    examples = pa.table(
+        {
+            "key": rows["key"],
+            "url": rows["url"],
+            "caption": fill_text(rows["caption"]),
+            "nsfw": nsfw,
+            "similarity": similarity,
+            "license": fill_text(rows["LICENSE"]),
+            # A table that saved no original sizes leaves those of the stored picture as the best known.
+            "original_height": pa.compute.coalesce(rows["original_height"], heights),
+            "original_width": pa.compute.coalesce(rows["original_width"], widths),
+            "height": heights,
+            "width": widths,
+            "image_sha256": pa.array([picture.sha256 for picture in pictures], pa.string()),
+            "tar_offset": pa.array([picture.member.offset for picture in pictures], pa.int64()),
+            "tar_bytes": pa.array([picture.member.size for picture in pictures], pa.int64()),
+        }
+    )
+    counts = {
+        **nsfw_counts,
+        **similarity_counts,
+        "caption:null -> ''": rows["caption"].null_count,
+        "license:null -> ''": rows["LICENSE"].null_count,
+    }
+    return examples, counts
+
+
+def _set_aside(keys: list[str], verdicts: list[_Picture | _Refused]) -> pa.Table:
+    refused = [(key, found) for key, found in zip(keys, verdicts, strict=True) if isinstance(found, _Refused)]
+    return pa.table(
+        {
+            "key": [key for key, _ in refused],
+            "reason": [str(found.reason) for _, found in refused],
+            "detail": [found.detail for _, found in refused],
+        },
+        schema=ROWS_SET_ASIDE,
+    )

@@ -1,0 +1,225 @@
+"""One raw file, local or fetched, as one checked part in LAION-400M's eight columns.
+
+The part is written anew rather than linked, because that buys three things for the price of one pass:
+one set of column names for all sister data sets, page checksums, and a row group for each shard, so that
+the rows of any shard are one read away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from laion_assets.errors import CorruptInput, CorruptParquet, SourceUnavailable
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish, sha256_of
+from laion_assets.layout import Layout
+from laion_assets.raw_source import RawSource, without_secrets
+from laion_assets.schema import RAW, SOURCE_SCHEMAS, SourceSchema
+
+CODE_VERSION: Final = "1"
+
+_REQUIRED: Final = ("URL", "TEXT")
+_BATCH_ROWS: Final = 65_536
+_CSV_BLOCK_BYTES: Final = 16 << 20
+_CHUNK_BYTES: Final = 1 << 20
+_FETCH_ATTEMPTS: Final = 4
+_STALL_TIMEOUT_S: Final = 60.0
+
+
+def check_part(
+    part: str, layout: Layout, *, location: str, source_schema: str, rows_per_shard: int
+) -> Manifest:
+    """Publish one part from its raw file.
+
+    Args:
+        part: name of the part.
+        layout: where the part is published.
+        location: path or http(s) URL of the raw file, Parquet or tab-separated.
+        source_schema: name of the column mapping, a key of :data:`~laion_assets.schema.SOURCE_SCHEMAS`.
+        rows_per_shard: rows of each row group written.
+
+    Raises:
+        SourceUnavailable: if the file cannot be opened or fetched.
+        CorruptParquet: if it is damaged, or a column is missing or of a type that cannot be meant.
+    """
+    source = SOURCE_SCHEMAS[source_schema]
+    recipe = Recipe(
+        code_version=CODE_VERSION,
+        settings=fingerprint([source_schema, rows_per_shard]),
+        inputs={"source": _identity(location)},
+    )
+
+    def write(draft: Draft) -> Tally:
+        if "://" in location:
+            path = draft.scratch(location.rsplit("/", 1)[-1].split("?", 1)[0])
+            asyncio.run(_fetch(location, path))
+        else:
+            path = Path(location)
+        record = RawSource(
+            location=without_secrets(location),
+            size_bytes=path.stat().st_size,
+            sha256=sha256_of(path),
+            source_schema=source_schema,
+        )
+        draft.path(layout.raw_source(part).name).write_bytes(record.to_json())
+        destination = draft.path(layout.raw_table(part).name)
+        return _rewrite(_read(path, source), destination, rows_per_shard)
+
+    return publish(layout.raw_metadata(part), recipe, write)
+
+
+def _identity(location: str) -> str:
+    """Cheap proof that a raw file is the one read before: its address, size and time of change."""
+    if "://" in location:
+        return fingerprint([location, asyncio.run(_head(location))])
+    try:
+        status = Path(location).stat()
+    except OSError as error:
+        raise SourceUnavailable(f"raw file {location} cannot be read: {error.strerror}") from error
+    return fingerprint([location, status.st_size, status.st_mtime_ns])
+
+
+async def _head(url: str) -> list[str | None]:
+    """The headers that change when a remote file does."""
+    import aiohttp
+
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_STALL_TIMEOUT_S)) as session,
+            session.head(url, allow_redirects=True) as response,
+        ):
+            response.raise_for_status()
+            return [response.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise SourceUnavailable(f"raw file {without_secrets(url)} cannot be fetched: {error!r}") from error
+
+
+async def _fetch(url: str, path: Path) -> None:
+    """Download a raw file; the operator named it, so its address is trusted."""
+    import aiohttp
+    import stamina
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_STALL_TIMEOUT_S, sock_read=_STALL_TIMEOUT_S)
+    passing = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
+    try:
+        async for attempt in stamina.retry_context(on=passing, attempts=_FETCH_ATTEMPTS, timeout=None):
+            with attempt:
+                async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
+                    response.raise_for_status()
+                    with path.open("wb") as file:
+                        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                            file.write(chunk)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise SourceUnavailable(f"raw file {without_secrets(url)} cannot be fetched: {error!r}") from error
+
+
+def _read(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
+    """The file's rows in canonical columns, a batch at a time."""
+    if source.delimiter is not None:
+        yield from _read_text(path, source)
+        return
+    with parquet.open_reader(path) as reader:
+        found = {name.lower(): name for name in reader.schema_arrow.names}
+        columns = {
+            canonical: found[name.lower()]
+            for canonical, name in source.columns.items()
+            if name.lower() in found
+        }
+        for canonical in _REQUIRED:
+            if canonical not in columns:
+                raise CorruptParquet(
+                    path,
+                    expected=f"a column {source.columns[canonical]!r}",
+                    found=", ".join(reader.schema_arrow.names)[:300],
+                    remedy="Set source_schema in [raw] to the data set that this file is of.",
+                )
+        for batch in reader.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(set(columns.values()))):
+            table = pa.Table.from_batches([batch])
+            yield _canonical({name: table[column] for name, column in columns.items()}, batch.num_rows, path)
+
+
+def _read_text(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
+    try:
+        with pyarrow.csv.open_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=list(source.columns), block_size=_CSV_BLOCK_BYTES
+            ),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=source.delimiter, quote_char=False),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: RAW.field(name).type for name in source.columns}
+            ),
+        ) as reader:
+            for batch in reader:
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+                yield _canonical(columns, batch.num_rows, path)
+    except pa.ArrowInvalid as error:
+        raise CorruptInput(
+            path,
+            expected=f"lines of {', '.join(source.columns)}, separated by {source.delimiter!r}",
+            found=str(error).split("\n", 1)[0][:300],
+            remedy="Mend the line, or set source_schema in [raw] to the data set that this file is of.",
+        ) from error
+
+
+def _canonical(columns: dict[str, pa.ChunkedArray], rows: int, path: Path) -> pa.Table:
+    arrays = [
+        _cast(columns[field.name], field, path) if field.name in columns else pa.nulls(rows, field.type)
+        for field in RAW
+    ]
+    return pa.Table.from_arrays(arrays, schema=RAW)
+
+
+def _cast(values: pa.ChunkedArray, field: pa.Field, path: Path) -> pa.ChunkedArray:
+    """Values in the canonical type; a number that cannot be one of it (NaN, too large) becomes null."""
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if is_text != pa.types.is_string(field.type) and not pa.types.is_null(values.type):
+        raise _wrong_values(path, field, f"type {values.type}")
+    try:
+        if pa.types.is_integer(field.type):
+            bound = float(2 ** (field.type.bit_width - 1))
+            number = values.cast(pa.float64(), safe=False)
+            usable = pc.and_(pc.less(number, bound), pc.greater_equal(number, -bound))
+            values = pc.if_else(usable, values, pa.scalar(None, values.type))
+            values = pc.round(values) if pa.types.is_floating(values.type) else values
+        return values.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _wrong_values(path, field, str(error).split("\n", 1)[0][:200]) from error
+
+
+def _wrong_values(path: Path, field: pa.Field, found: str) -> CorruptParquet:
+    return CorruptParquet(
+        path,
+        expected=f"values of {field.name} that fit {field.type}",
+        found=found,
+        remedy="Set source_schema in [raw] to the data set that this file is of.",
+    )
+
+
+def _rewrite(tables: Iterable[pa.Table], destination: Path, rows_per_shard: int) -> Tally:
+    """Write row groups of exactly one shard each, however the source was cut."""
+    rows = 0
+    pending: list[pa.Table] = []
+    with parquet.open_writer(destination, RAW) as writer:
+        for table in tables:
+            rows += table.num_rows
+            pending.append(table)
+            if sum(held.num_rows for held in pending) >= rows_per_shard:
+                pending = [_write_whole_shards(pa.concat_tables(pending), writer, rows_per_shard)]
+        rest = pa.concat_tables(pending) if pending else RAW.empty_table()
+        writer.write_table(rest, row_group_size=rows_per_shard)
+    return Tally(rows=rows)
+
+
+def _write_whole_shards(table: pa.Table, writer: pq.ParquetWriter, rows_per_shard: int) -> pa.Table:
+    whole = table.num_rows - table.num_rows % rows_per_shard
+    writer.write_table(table.slice(0, whole), row_group_size=rows_per_shard)
+    return table.slice(whole)

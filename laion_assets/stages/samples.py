@@ -1,0 +1,109 @@
+"""The rows of one shard, each with its key; rows that cannot be asked for are marked, never dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laion_assets.errors import CorruptParquet
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
+from laion_assets.keys import global_keys
+from laion_assets.layout import Layout, ShardId
+from laion_assets.normalization import set_aside_reasons
+from laion_assets.plan import RowRange, ShardPlan
+from laion_assets.schema import RAW, SAMPLES
+
+CODE_VERSION: Final = "1"
+
+# Column of SAMPLES -> column of RAW it is taken from.
+_FROM_RAW: Final = {
+    "sample_id": "SAMPLE_ID",
+    "url": "URL",
+    "caption": "TEXT",
+    "declared_height": "HEIGHT",
+    "declared_width": "WIDTH",
+    "LICENSE": "LICENSE",
+    "NSFW": "NSFW",
+    "similarity": "similarity",
+}
+
+
+def write_samples(shard: ShardId, layout: Layout) -> Manifest:
+    """Publish the samples of one shard, from its part or from the table that img2dataset laid down.
+
+    Memory is that of one row group, since a part holds a row group for each shard; shards taken in
+    ascending order are one sequential pass over the part.
+
+    Raises:
+        MissingInput: if the plan or the part is not there yet.
+        PlanError: if the plan has no such shard.
+        CorruptParquet: if the part's rows are not where the plan says.
+    """
+    plan = ShardPlan.load(layout)
+    rows = plan.rows_of(shard)
+    if rows is None:
+        source = layout.images_table(shard)
+        inputs = {"images_table": sha256_of(source)}
+    else:
+        # The rows follow from the part and the plan's entry; a plan that grew changes neither.
+        inputs = {rows.part: require(layout.raw_metadata(rows.part)).data_version}
+    recipe = Recipe(code_version=CODE_VERSION, settings=plan.stable_version, inputs=inputs)
+
+    def write(draft: Draft) -> Tally:
+        table = _placed_rows(source, shard) if rows is None else _planned_rows(layout, plan, shard, rows)
+        reasons = set_aside_reasons(table["url"], table["similarity"])
+        table = table.append_column(SAMPLES.field("set_aside"), reasons)
+        parquet.write_table(draft.only, table, SAMPLES)
+        counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
+        counts = {f"set_aside:{entry['values']}": entry["counts"] for entry in counted}
+        counts["set_aside"] = sum(counts.values())
+        counts["asked_for"] = table.num_rows - counts["set_aside"]
+        return Tally(rows=table.num_rows, counts=counts)
+
+    return publish(layout.samples(shard), recipe, write)
+
+
+def _planned_rows(layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange) -> pa.Table:
+    path = layout.raw_table(rows.part)
+    with parquet.open_reader(path) as reader:
+        group = rows.first // plan.rows_per_shard
+        found = reader.metadata.row_group(group).num_rows if group < reader.num_row_groups else 0
+        if found != rows.rows:
+            raise CorruptParquet(
+                path,
+                expected=f"{rows.rows} rows in row group {group} for shard {shard}",
+                found=f"{found} rows",
+                remedy=f"Materialize raw_metadata {rows.part} again.",
+            )
+        raw = reader.read_row_group(group).cast(RAW)
+    columns = {name: raw[source] for name, source in _FROM_RAW.items()}
+    keys = pa.array([plan.key(shard, row) for row in range(rows.rows)], pa.string())
+    return pa.table({"key": keys, **columns})
+
+
+def _placed_rows(path: Path, shard: ShardId) -> pa.Table:
+    """Rows of a table that img2dataset wrote, in completion order there, in key order here."""
+    with parquet.open_reader(path) as reader:
+        names = set(reader.schema_arrow.names)
+        for name in ("url", "key"):
+            if name not in names:
+                raise CorruptParquet(
+                    path,
+                    expected=f"img2dataset's column {name!r}",
+                    found=", ".join(sorted(names))[:300],
+                    remedy="Place the Parquet file that img2dataset wrote beside the tar.",
+                )
+        placed = reader.read(columns=[name for name in SAMPLES.names if name in names])
+    columns = {
+        field.name: placed[field.name].cast(field.type)
+        if field.name in names
+        else pa.nulls(placed.num_rows, field.type)
+        for field in SAMPLES
+        if field.name != "set_aside"
+    }
+    keys = global_keys(columns["key"].combine_chunks(), shard, path)
+    return pa.table({**columns, "key": keys}).sort_by("key")

@@ -1,0 +1,196 @@
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
+from laion_assets.formats.publish import (
+    Recipe,
+    Tally,
+    fingerprint,
+    publish,
+    read_manifest,
+    require,
+    verify,
+    vouch,
+    write_durably,
+)
+from laion_assets.layout import Layout, ShardId
+
+RECIPE = Recipe(code_version="1", settings="s", inputs={"samples": "v"})
+
+
+@pytest.fixture
+def output(tmp_path):
+    return Layout(tmp_path).normalized_images(ShardId(3))
+
+
+def writer(*contents):
+    calls = []
+
+    def write(draft):
+        calls.append(1)
+        for name, content in zip(("00003.parquet", "00003.set_aside.parquet"), contents, strict=True):
+            draft.path(name).write_bytes(content)
+        return Tally(rows=2, counts={"b": 1, "a": 2})
+
+    write.calls = calls
+    return write
+
+
+def test_what_is_published_is_whole_and_recorded(output):
+    manifest = publish(output, RECIPE, writer(b"one", b"two"))
+    assert output.path("00003.parquet").read_bytes() == b"one"
+    assert read_manifest(output) == manifest == verify(output)
+    assert (manifest.rows, manifest.counts, manifest.bytes) == (2, {"a": 2, "b": 1}, 6)
+    assert not any(output.drafts.iterdir())
+
+
+def test_the_same_recipe_is_not_cooked_twice(output):
+    write = writer(b"one", b"two")
+    first = publish(output, RECIPE, write)
+    assert publish(output, RECIPE, write) == first
+    assert len(write.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Recipe(code_version="2", settings="s", inputs={"samples": "v"}),
+        Recipe(code_version="1", settings="t", inputs={"samples": "v"}),
+        Recipe(code_version="1", settings="s", inputs={"samples": "w"}),
+    ],
+)
+def test_another_recipe_is_cooked_again(output, other):
+    before = publish(output, RECIPE, writer(b"one", b"two"))
+    after = publish(output, other, writer(b"three", b"two"))
+    assert before.data_version != after.data_version
+    assert output.path("00003.parquet").read_bytes() == b"three"
+
+
+def test_a_file_that_went_missing_or_changed_size_is_made_again(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+    output.path("00003.parquet").write_bytes(b"longer")
+    with pytest.raises(CorruptInput, match="expected 3 bytes, found 6 bytes"):
+        require(output)
+    publish(output, RECIPE, writer(b"one", b"two"))
+    output.path("00003.set_aside.parquet").unlink()
+    publish(output, RECIPE, writer(b"one", b"two"))
+    assert verify(output).rows == 2
+
+
+def test_a_flipped_byte_is_found_by_verify(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+    output.path("00003.parquet").write_bytes(b"0ne")
+    require(output)
+    with pytest.raises(CorruptInput, match="sha256"):
+        verify(output)
+
+
+def test_a_writer_that_fails_leaves_nothing(output):
+    def write(draft):
+        draft.path("00003.parquet").write_bytes(b"half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        publish(output, RECIPE, write)
+    assert read_manifest(output) is None
+    assert not output.path("00003.parquet").exists()
+    assert not any(output.drafts.iterdir())
+    with pytest.raises(MissingInput, match="materialize normalized_images first"):
+        require(output)
+
+
+def test_a_writer_that_forgets_a_file_leaves_the_old_partition(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+
+    def write(draft):
+        draft.path("00003.parquet").write_bytes(b"new")
+        return Tally(rows=1)
+
+    with pytest.raises(FileNotFoundError):
+        publish(output, Recipe(code_version="9"), write)
+    assert verify(output).recipe == RECIPE
+
+
+def hold(output, held, release):
+    def write(draft):
+        for name in output.names:
+            draft.path(name).write_bytes(b"x")
+        held.set()
+        release.wait(30)
+        return Tally(rows=0)
+
+    publish(output, RECIPE, write)
+
+
+def test_two_processes_never_write_one_partition(output):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(output, held, release))
+    process.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(ShardBusy, match="another process"):
+            publish(output, RECIPE, writer(b"one", b"two"))
+    finally:
+        release.set()
+        process.join(60)
+    assert verify(output).files["00003.parquet"].bytes == 1
+
+
+def test_a_killed_writer_leaves_no_partition_and_no_lease(output):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(output, held, release))
+    process.start()
+    assert held.wait(60)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert read_manifest(output) is None
+    publish(output, RECIPE, writer(b"one", b"two"))
+    assert verify(output).bytes == 6
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "stage": 3}'])
+def test_a_manifest_that_is_none_is_named_and_replaced(output, text):
+    output.folder.mkdir(parents=True)
+    output.manifest.write_text(text)
+    with pytest.raises(CorruptManifest, match=r"00003\.manifest\.json"):
+        read_manifest(output)
+    publish(output, RECIPE, writer(b"one", b"two"))
+    assert verify(output).rows == 2
+
+
+def test_files_laid_down_by_others_are_vouched_for_where_they_lie(output):
+    output.folder.mkdir(parents=True)
+    for name in output.names:
+        output.path(name).write_bytes(b"theirs")
+    manifest = vouch(output, RECIPE, lambda: Tally(rows=5))
+    assert verify(output) == manifest
+    assert vouch(output, RECIPE, lambda: pytest.fail("checked twice")) == manifest
+
+
+def test_manifests_differ_only_in_seconds(tmp_path):
+    documents = []
+    for name in ("a", "b"):
+        output = Layout(tmp_path / name).normalized_images(ShardId(3))
+        publish(output, RECIPE, writer(b"one", b"two"))
+        document = json.loads(output.manifest.read_text())
+        assert document.pop("seconds") >= 0
+        documents.append(document)
+    assert documents[0] == documents[1]
+
+
+def test_fingerprint_depends_on_values_and_not_on_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_a_durable_write_replaces_and_leaves_no_draft(tmp_path):
+    path = tmp_path / "plan.json"
+    write_durably(path, b"old")
+    write_durably(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]

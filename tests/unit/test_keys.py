@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from laion_assets.errors import MisalignedShard
+from laion_assets.keys import global_keys
+from laion_assets.layout import ShardId
+
+PATH = Path("00012.parquet")
+
+
+def test_global_and_local_keys_become_global():
+    found = global_keys(pa.array(["000120034", "000000035"]), ShardId(12), PATH)
+    assert found.to_pylist() == ["000120034", "000120035"]
+    assert global_keys(pa.array([], pa.string()), ShardId(12), PATH).to_pylist() == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["000130034"],  # of another shard
+        ["000120034", "000000034"],  # the same row twice
+        ["00012"],  # no row
+        ["00012-034"],
+        [None],
+        ["../../etc"],
+        ["000120034\n"],
+    ],
+)
+def test_keys_that_do_not_belong_are_refused(keys):
+    with pytest.raises(MisalignedShard, match=r"00012\.parquet: expected"):
+        global_keys(pa.array(keys, pa.string()), ShardId(12), PATH)
