@@ -1,0 +1,139 @@
+"""Runs the demo from nothing to two data sets, and says what came of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from laion_assets.defs.build import Request, build
+from laion_assets.defs.instance import open_instance, prepare_home
+from laion_assets.demo.dataset import captions_true, make_demo
+from laion_assets.demo.web import DemoWeb
+from laion_assets.errors import SettingsError
+from laion_assets.formats.publish import require
+from laion_assets.formats.tfrecord import read_records
+from laion_assets.layout import Layout, ShardId
+from laion_assets.pipeline import STAGES, Axis, find_partitions
+from laion_assets.progress import showing_progress
+from laion_assets.quality.checks import evaluate, rules_of
+from laion_assets.settings import SETTINGS_FILE, Settings
+
+_WEB_FILE: Final = "web.json"
+_OUTCOME: Final = "outcome:"
+
+
+def run_demo(folder: Path, console: Console) -> int:
+    """Make the demo's data, build everything from it, and print what came of it.
+
+    Returns:
+        The exit code: 0 if every partition is there, no blocking check failed, and every caption of the
+        built data set is true of its picture.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _serving(folder / _WEB_FILE) as web:
+        make_demo(folder, web.base_url)
+        settings = Settings.load(folder / SETTINGS_FILE)
+        request = Request()
+        home = prepare_home(settings.dagster_home)
+        with open_instance(home) as instance, showing_progress(settings, request, console) as bar:
+            done = build(settings, instance, request, bar)
+    for (stage, key), error in done.failures.items():
+        console.print(f"{stage} {key}: {error}", style="red", markup=False)
+    if done.failures:
+        return 1
+    shards = find_partitions(settings).shards
+    console.print(_shard_table(settings, shards))
+    true, false = captions_true(_examples(settings.layout, shards))
+    console.print(f"{true} of {true + len(false)} captions are true of their pictures, by their pixels.\n")
+    _print_next_steps(folder, settings.layout, console)
+    return 1 if done.blocked or false or not true else 0
+
+
+@contextmanager
+def serving_demo_web(settings: Settings) -> Iterator[None]:
+    """Serve the demo's web while the block runs, if these are the demo's settings."""
+    record = settings.data_root.parent / _WEB_FILE
+    with _serving(record) if record.exists() else nullcontext():
+        yield
+
+
+@contextmanager
+def _serving(record: Path) -> Iterator[DemoWeb]:
+    """The demo's web, at the port it had before: the port is part of every URL of the data set."""
+    port = json.loads(record.read_text())["port"] if record.exists() else 0
+    web = DemoWeb(port=port)
+    try:
+        web.__enter__()
+    except OSError as error:
+        raise SettingsError(
+            f"the demo's web cannot listen on port {port} of 127.0.0.1 ({error.strerror}): end what uses it, "
+            f"or delete {record.parent} to begin anew"
+        ) from error
+    try:
+        record.write_text(json.dumps({"port": web.port}) + "\n")
+        yield web
+    finally:
+        web.__exit__(None, None, None)
+
+
+def _shard_table(settings: Settings, shards: Sequence[str]) -> Table:
+    """A line for each shard: what became of its rows, and which checks of its files pass."""
+    rules = [rule for stage in STAGES if stage.axis is Axis.SHARD for rule in rules_of(stage.name)]
+    table = Table("shard", "rows", "images", "failures by class", "checks passed")
+    for key in shards:
+        manifest = require(settings.layout.images(ShardId.parse(key)))
+        failures = {
+            name.removeprefix(_OUTCOME): count
+            for name, count in manifest.counts.items()
+            if count and name.startswith(_OUTCOME) and name != f"{_OUTCOME}success"
+        }
+        verdicts = [evaluate(rule, settings.layout, settings.quality, key) for rule in rules]
+        table.add_row(
+            key,
+            str(manifest.rows),
+            str(manifest.counts["success"]),
+            ", ".join(f"{name} {count}" for name, count in sorted(failures.items())),
+            f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)}",
+        )
+    return table
+
+
+def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """Caption and pixels of every example, from the TFRecords themselves."""
+    from tensorflow_datasets.proto.tf_example_pb2 import Example
+
+    for key in shards:
+        for payload in read_records(layout.tfds_images(ShardId.parse(key)).only):
+            feature = Example.FromString(payload).features.feature
+            with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as picture:
+                yield feature["caption"].bytes_list.value[0].decode(), np.asarray(picture.convert("RGB"))
+
+
+def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
+    data_dir = _shown(layout.tfds_data_dir)
+    for line in (
+        f"The datasets laion400m/images and laion400m/embeddings are in {data_dir}. To load one:",
+        "",
+        "  import tensorflow_datasets as tfds",
+        f"  dataset = tfds.load('laion400m/images', split='train', data_dir='{data_dir}')",
+        "",
+        "To see every shard of every stage in Dagster: make ui, then open http://127.0.0.1:3000",
+        f"To see the pictures of a shard: laion-assets show 00000 --settings {_shown(folder / SETTINGS_FILE)}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(path: Path) -> Path:
+    """A path as a person would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
