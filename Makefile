@@ -1,0 +1,63 @@
+# make demo    build the demo's two data sets and show what came of it
+# make test    all tests
+# make check   format, lint, types, tests
+# make ui      Dagster's UI on 127.0.0.1
+
+# The first of these that is a Python this project runs on.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: demo test check ui slow lock clean
+
+demo: $(VENV)/runtime
+	$(BIN)/laion-assets demo
+
+ui: $(VENV)/runtime
+	@test -e laion.toml || test -n "$$LAION_SETTINGS" || test -e .demo/laion.toml || $(MAKE) demo
+	@if test -e laion.toml || test -n "$$LAION_SETTINGS"; \
+	then $(BIN)/laion-assets ui --workspace workspace.yaml; \
+	else $(BIN)/laion-assets ui --workspace workspace.yaml --settings .demo/laion.toml; fi
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# The lock files are complete, so pip need not resolve anything (--no-deps) and every file is checked.
+$(VENV)/runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV): about a minute, once."
+	$(PIP) --require-hashes -r requirements/runtime.txt
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing into $(VENV), TensorFlow included: about two minutes, once."
+	$(PIP) --require-hashes -r requirements/dev.txt
+	$(PIP) --no-build-isolation -e .
+	@touch $@ $(VENV)/runtime
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+
+# Resolve the requirements anew (needs uv).
+lock:
+	for extra in runtime dev; do \
+		uv pip compile pyproject.toml requirements/build.in --universal --python-version 3.11 \
+			$$(test $$extra = dev && echo "--all-extras -c requirements/runtime.txt") --generate-hashes \
+			--no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements/$$extra.txt; \
+	done
+
+clean:
+	rm -rf $(VENV) .demo
