@@ -49,9 +49,10 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
         source = layout.images_table(shard)
         inputs = {"images_table": sha256_of(source)}
     else:
-        # The rows follow from the part and the plan's entry; a plan that grew changes neither.
-        inputs = {rows.part: require(layout.raw_metadata(rows.part)).data_version}
-    recipe = Recipe(code_version=CODE_VERSION, settings=plan.stable_version, inputs=inputs)
+        inputs = {"raw_metadata": require(layout.raw_metadata(rows.part)).data_version}
+    # A plan that grew changes none of its shards, so only what it can never change counts here.
+    inputs["shard_plan"] = plan.stable_version
+    recipe = Recipe(code_version=CODE_VERSION, inputs=inputs)
 
     def write(draft: Draft) -> Tally:
         table = _placed_rows(source, shard) if rows is None else _planned_rows(layout, plan, shard, rows)

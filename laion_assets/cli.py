@@ -1,0 +1,267 @@
+"""The command line. Wrong input is one line and exit code 2; a failed shard or check is exit code 1."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from laion_assets import __version__
+from laion_assets.errors import LaionAssetsError, MissingInput, SettingsError
+from laion_assets.layout import ShardId
+from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
+
+app = typer.Typer(
+    name="laion-assets",
+    help="Turn LAION-400M's list of URLs into two TensorFlow Datasets, shard by shard.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+_WRONG_INPUT = 2
+_FAILED = 1
+
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help=f"Settings file; else the one that {SETTINGS_FILE_VARIABLE} names, else ./{SETTINGS_FILE}.",
+    ),
+]
+ShardsOption = Annotated[
+    str | None,
+    typer.Option("--shards", metavar="RANGE", help="Image shards: 00042, or 00000..00024. All by default."),
+]
+
+
+def main() -> None:
+    """Run the command line; every expected error ends in one clear line."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = _WRONG_INPUT
+    except (click.ClickException, SettingsError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        code = _complain(message, _WRONG_INPUT)
+    except LaionAssetsError as error:
+        code = _complain(str(error), _FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        code = _complain("interrupted; run the same command again to go on", 130)
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    from laion_assets.quality.text import printable
+
+    print(f"laion-assets: {printable(message, 2_000)}", file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=False)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"laion-assets {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def build(
+    settings_file: SettingsOption = None,
+    shards: ShardsOption = None,
+    embedding_shards: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding-shards", metavar="RANGE", help="Embedding shards, in the same form. All by default."
+        ),
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Go over finished shards too, and redo what new settings, inputs or code changed."
+        ),
+    ] = False,
+) -> int:
+    """Build what is missing, through Dagster.
+
+    Runs and materializations are recorded in the instance that the UI shows.
+    """
+    from laion_assets.defs.build import Request
+    from laion_assets.defs.build import build as run
+    from laion_assets.defs.instance import home_of, open_instance, prepare_home
+    from laion_assets.progress import showing_progress
+
+    settings = Settings.load(settings_file)
+    request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
+    home = prepare_home(home_of(settings))
+    with open_instance(home) as instance, showing_progress(settings, request, console) as watcher:
+        done = run(settings, instance, request, watcher)
+    for (stage, key), error in done.failures.items():
+        _complain(f"{stage} {key}: {error}", _FAILED)
+    for stage, rule, key in sorted(done.blocked):
+        _complain(f"{stage} {key}: check {rule} failed and blocks what follows", _FAILED)
+    console.print(
+        f"{len(done.manifests)} partitions are up to date, {len(done.failures)} failed, "
+        f"{len(done.blocked)} blocking checks failed"
+    )
+    return _FAILED if done.failures or done.blocked else 0
+
+
+@app.command()
+def status(settings_file: SettingsOption = None) -> int:
+    """Count what is done, failed and missing."""
+    from laion_assets.defs.instance import home_of, open_instance, prepare_home
+    from laion_assets.defs.status import stage_statuses
+
+    settings = Settings.load(settings_file)
+    with open_instance(prepare_home(home_of(settings))) as instance:
+        statuses = stage_statuses(settings, instance)
+    table = Table("stage", "partitions", "done", "failed", "missing", "rows", "bytes")
+    for status in statuses:
+        table.add_row(
+            status.stage,
+            status.axis,
+            *(
+                f"{number:,}"
+                for number in (status.done, status.failed, status.missing, status.rows, status.bytes)
+            ),
+        )
+    console.print(table)
+    if not any(status.done for status in statuses):
+        console.print(_FIRST_STEPS, markup=False)
+    return 0
+
+
+_FIRST_STEPS = (
+    'Nothing is built yet. Name the raw Parquet files in laion.toml ([raw] source = "folder"), or place '
+    "shards made by img2dataset in the data root's images/ folder, then run: laion-assets build"
+)
+
+
+@app.command()
+def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> int:
+    """Run every quality rule on what is built.
+
+    The exit code is 1 if a rule that blocks fails; warnings do not change it.
+    """
+    from laion_assets.formats.publish import read_manifest
+    from laion_assets.pipeline import STAGES, Axis, find_partitions
+    from laion_assets.quality.checks import evaluate, rules_of
+
+    settings = Settings.load(settings_file)
+    found = find_partitions(settings)
+    wanted = _range(shards)
+    table = Table("stage", "rule", "partitions", "passed", "failed", "blocks", "first that failed")
+    blocked = ran = 0
+    for stage in STAGES:
+        keys = found.keys(stage.axis) if stage.axis is not Axis.NONE else (stage.name,)
+        if stage.axis is Axis.SHARD and wanted is not None:
+            keys = tuple(key for key in keys if key in set(wanted))
+        there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
+        for rule in rules_of(stage.name):
+            verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
+            failed = {key: verdict for key, verdict in verdicts.items() if not verdict.passed}
+            ran += len(verdicts)
+            blocked += len(failed) if rule.blocking else 0
+            first = next((f"{key}: {', '.join(verdict.examples[:2])}" for key, verdict in failed.items()), "")
+            table.add_row(
+                stage.name,
+                rule.name,
+                str(len(verdicts)),
+                str(len(verdicts) - len(failed)),
+                str(len(failed)),
+                "yes" if rule.blocking else "no",
+                escape(first),
+            )
+    if not ran:
+        raise MissingInput("there is nothing to check yet: run laion-assets build first")
+    console.print(table)
+    console.print(f"{ran} checks ran, {blocked} failed that block")
+    return _FAILED if blocked else 0
+
+
+@app.command()
+def show(
+    shard: Annotated[str, typer.Argument(help="The shard, such as 00042.")],
+    settings_file: SettingsOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="PNG", help="Where to write the picture.")
+    ] = None,
+) -> int:
+    """Draw one shard as a contact sheet.
+
+    The sheet, a PNG, shows the pictures with captions and labels.
+    """
+    from laion_assets.quality.contact_sheet import draw_contact_sheet
+
+    layout = Settings.load(settings_file).layout
+    parsed = ShardId.parse(shard)
+    path = output or layout.contact_sheet(parsed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = draw_contact_sheet(layout, parsed, path)
+    console.print(f"{drawn} pictures of shard {parsed}: {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+@app.command()
+def ui(
+    settings_file: SettingsOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 3000,
+    workspace: Annotated[
+        Path | None,
+        typer.Option("--workspace", metavar="FILE", help="workspace.yaml; by default this project alone."),
+    ] = None,
+) -> int:
+    """Serve Dagster's UI, and run its daemon.
+
+    It listens on 127.0.0.1 only, because it has no login.
+    """
+    from laion_assets.defs.instance import home_of, prepare_home
+    from laion_assets.demo.run import serving_demo_web
+
+    settings = Settings.load(settings_file)
+    if settings_file is not None:
+        os.environ[SETTINGS_FILE_VARIABLE] = str(settings_file.absolute())
+    prepare_home(home_of(settings))
+    code = ["-w", str(workspace)] if workspace else ["-m", "laion_assets.definitions"]
+    command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), *code]
+    console.print(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl+C ends it)")
+    with serving_demo_web(settings):
+        return subprocess.run(command, check=False).returncode  # noqa: S603 (our own words)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the demo lives.")] = Path(".demo"),
+) -> int:
+    """Make a small data set and build all of it."""
+    from laion_assets.demo.run import run_demo
+
+    return run_demo(folder, console)
+
+
+def _range(text: str | None) -> Sequence[str] | None:
+    """Partition keys of ``00042`` or ``00000..00024``."""
+    if text is None:
+        return None
+    first, dots, last = text.partition("..")
+    low = ShardId.parse(first)
+    high = ShardId.parse(last.lstrip(".")) if dots else low
+    if high < low:
+        raise SettingsError(f"range {text!r} ends before it begins")
+    return [str(ShardId(number)) for number in range(low.number, high.number + 1)]

@@ -1,0 +1,67 @@
+"""One asset for each stage: it asks the stage and hands its report to Dagster."""
+
+import dagster as dg
+
+from laion_assets.defs.partitions import PartitionSets
+from laion_assets.defs.recording import Watcher, materialize_partitions, materialize_whole
+from laion_assets.pipeline import STAGES, Axis, Stage
+from laion_assets.schema import describe
+from laion_assets.settings import Settings
+
+_OWNER = "team:data-sets"
+
+
+def build_assets(
+    settings: Settings, partitions: PartitionSets, watcher: Watcher
+) -> list[dg.AssetsDefinition]:
+    """Every stage as an asset, in flow order."""
+    return [_asset(stage, settings, partitions, watcher) for stage in STAGES]
+
+
+def _asset(
+    stage: Stage, settings: Settings, partitions: PartitionSets, watcher: Watcher
+) -> dg.AssetsDefinition:
+    declare = dg.asset(
+        name=stage.name,
+        deps=partitions.deps(stage),
+        partitions_def=partitions.definition(stage.axis),
+        backfill_policy=_backfill_policy(stage, settings),
+        group_name=stage.group,
+        kinds=set(stage.kinds),
+        owners=[_OWNER],
+        description=stage.description,
+        code_version=stage.code_version,
+        metadata=_column_schema(stage),
+    )
+    if stage.axis is Axis.NONE:
+
+        def whole() -> dg.MaterializeResult:
+            return materialize_whole(stage, settings, watcher)
+
+        return declare(whole)
+
+    def partitioned(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        return materialize_partitions(context, stage, settings, watcher)
+
+    return declare(partitioned)
+
+
+def _backfill_policy(stage: Stage, settings: Settings) -> dg.BackfillPolicy | None:
+    """The same along a whole branch, so that one run takes a batch of shards through all of it."""
+    return None if stage.axis is Axis.NONE else dg.BackfillPolicy.multi_run(settings.batch_shards)
+
+
+def _column_schema(stage: Stage) -> dict[str, dg.TableSchema]:
+    if stage.columns is None:
+        return {}
+    descriptions = describe(stage.columns)
+    columns = [
+        dg.TableColumn(
+            name=field.name,
+            type=str(field.type),
+            description=descriptions[field.name],
+            constraints=dg.TableColumnConstraints(nullable=field.nullable),
+        )
+        for field in stage.columns
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns=columns)}

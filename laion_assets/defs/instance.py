@@ -1,0 +1,43 @@
+"""Dagster's own folder: made ready once, with settings that send nothing home."""
+
+import os
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import dagster as dg
+
+from laion_assets.errors import SettingsError
+from laion_assets.settings import Settings
+
+
+def home_of(settings: Settings) -> Path:
+    """Folder of Dagster's records: the one DAGSTER_HOME names, else the one the settings name."""
+    return Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home).absolute()
+
+
+def prepare_home(home: Path) -> Path:
+    """Put a dagster.yaml and an initialised database into a folder, and make it DAGSTER_HOME.
+
+    Several processes that start at once on a fresh folder can break its database, so this is called
+    before any of them.
+
+    Raises:
+        SettingsError: if the folder cannot be made.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists():
+            with as_file(files("laion_assets") / "dagster.yaml") as shipped:
+                shutil.copyfile(shipped, home / "dagster.yaml")
+    except OSError as error:
+        raise SettingsError(f"dagster_home {home}: {error.strerror}") from error
+    os.environ["DAGSTER_HOME"] = str(home)
+    with open_instance(home) as instance:
+        instance.get_run_records(limit=1)
+    return home
+
+
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The instance whose records lie in ``home``; also a context manager."""
+    return dg.DagsterInstance.from_config(str(home))

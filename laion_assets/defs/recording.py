@@ -1,0 +1,127 @@
+"""What Dagster is told of a partition: events, versions, metadata. Text of the data set is never markup."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    get_input_data_version_tag,
+)
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+
+from laion_assets.errors import LaionAssetsError
+from laion_assets.formats.publish import Manifest
+from laion_assets.pipeline import Stage
+from laion_assets.quality.checks import Rule, Verdict
+from laion_assets.quality.text import printable
+from laion_assets.settings import Settings
+
+
+class Watcher:
+    """Is told of every partition and check as it ends; this one says nothing."""
+
+    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | LaionAssetsError) -> None:
+        """A stage ended with one partition: its manifest, or why there is none."""
+
+    def check_ended(self, rule: Rule, key: str, verdict: Verdict) -> None:
+        """A rule was evaluated on one partition."""
+
+
+_MESSAGE_CHARACTERS: Final = 2_000
+
+# In a run over a range, Dagster itself would record every partition with one common data version, and
+# none of them if the last one failed. So each is recorded by hand as it ends, with its own version, and
+# this marker, which Dagster 1.13.27 sets on observations recorded by hand, keeps it from doing so again.
+_ALREADY_RECORDED: Final = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+
+
+def materialize_partitions(
+    context: dg.AssetExecutionContext, stage: Stage, settings: Settings, watcher: Watcher
+) -> dg.MaterializeResult:
+    """Run a stage over the partitions of this run; one that fails does not take the others with it.
+
+    Raises:
+        dagster.Failure: at the end, if any partition failed; it names each with its reason.
+    """
+    failures: dict[str, str] = {}
+    for key in context.partition_keys:
+        try:
+            manifest = stage.run(settings, key)
+        except LaionAssetsError as error:
+            failures[key] = printable(str(error), _MESSAGE_CHARACTERS)
+            context.log.warning("%s %s: %s", stage.name, key, failures[key])
+            watcher.partition_ended(stage, key, error)
+            continue
+        context.log_event(
+            dg.AssetMaterialization(
+                asset_key=context.asset_key,
+                partition=key,
+                metadata=_metadata(manifest),
+                tags=_version_tags(stage, manifest),
+            )
+        )
+        watcher.partition_ended(stage, key, manifest)
+    if failures:
+        reasons = "; ".join(f"{key}: {message}" for key, message in list(failures.items())[:5])
+        raise dg.Failure(
+            description=f"{stage.name} failed on {len(failures)} of {len(context.partition_keys)}: {reasons}",
+            metadata={"failed partitions": dg.MetadataValue.json(failures)},
+            allow_retries=False,
+        )
+    return dg.MaterializeResult(metadata=_ALREADY_RECORDED)
+
+
+def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.MaterializeResult:
+    """Run a stage that has no partitions.
+
+    Raises:
+        dagster.Failure: if it failed, with the reason.
+    """
+    try:
+        manifest = stage.run(settings, stage.name)
+    except LaionAssetsError as error:
+        watcher.partition_ended(stage, stage.name, error)
+        raise dg.Failure(
+            description=printable(str(error), _MESSAGE_CHARACTERS), allow_retries=False
+        ) from error
+    watcher.partition_ended(stage, stage.name, manifest)
+    return dg.MaterializeResult(
+        metadata=_metadata(manifest), data_version=dg.DataVersion(_data_version(stage, manifest))
+    )
+
+
+def _data_version(stage: Stage, manifest: Manifest) -> str:
+    # A plan is only appended to: what was made from it stays right when it grows, so its version, which
+    # marks everything downstream as stale when it changes, follows from what can never be appended to.
+    return manifest.recipe.settings if stage.name == "shard_plan" else manifest.data_version
+
+
+def _version_tags(stage: Stage, manifest: Manifest) -> dict[str, str]:
+    """Tags by which Dagster tells, per partition, whether content or code changed since."""
+    tags = {
+        CODE_VERSION_TAG: stage.code_version,
+        DATA_VERSION_TAG: _data_version(stage, manifest),
+        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+    }
+    for name, version in manifest.recipe.inputs.items():
+        if name in stage.inputs:
+            tags[get_input_data_version_tag(dg.AssetKey(name))] = version
+    return tags
+
+
+def _metadata(manifest: Manifest) -> Mapping[str, dg.MetadataValue]:
+    return {
+        "dagster/row_count": dg.MetadataValue.int(manifest.rows),
+        "counts": dg.MetadataValue.json(dict(manifest.counts)),
+        "bytes": dg.MetadataValue.int(manifest.bytes),
+        "seconds": dg.MetadataValue.float(manifest.seconds),
+        "files": dg.MetadataValue.json(
+            {
+                name: {"bytes": record.bytes, "sha256": record.sha256}
+                for name, record in manifest.files.items()
+            }
+        ),
+    }

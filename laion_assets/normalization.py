@@ -1,0 +1,124 @@
+"""What a recorded value becomes in an example, and which rows become none; the same for both branches.
+
+Every function takes an Arrow array, plain or chunked, and returns a plain one of the same length. What was
+mapped to what is counted under names such as ``"nsfw:null -> UNTAGGED"``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laion_assets.schema import MISSING_SIMILARITY, NsfwTag, SetAside
+
+SIMILARITY_TOLERANCE: Final = 1e-3
+"""How far above 1 a cosine may lie by rounding alone: float16 vectors are normalized to no better."""
+
+MAX_TAGS_NAMED: Final = 20
+"""Most tags that are counted by name; those beyond are lumped together."""
+
+# Tags are foreign text and names of counts are shown to people: only short, plain words are named.
+_PLAIN_TAG: Final = re.compile(r"[A-Za-z0-9 _.?+-]{0,40}")
+_OTHER_TAG: Final = "other"
+_NSFW_PREFIX: Final = "nsfw:"
+
+_KEPT_TAGS: Final = tuple(str(tag) for tag in NsfwTag)
+
+
+def set_aside_reasons(url: pa.Array, similarity: pa.Array) -> pa.Array:
+    """Why each row cannot become an example.
+
+    A similarity that is null, NaN or exactly -1.0 is missing, which is no reason. Real files hold
+    similarities up to 6016, which no cosine reaches.
+
+    Args:
+        url: strings.
+        similarity: floats of any width.
+
+    Returns:
+        A string array of :class:`SetAside` values, null where the row is acceptable; where a row has
+        several reasons, the address comes first.
+    """
+    missing_url = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(_as(url, pa.string())), ""), True)
+    values = pc.fill_null(_as(similarity, pa.float64()), MISSING_SIMILARITY)
+    # Comparisons with NaN are false, which is what a missing value needs here.
+    above = pc.greater(values, 1.0 + SIMILARITY_TOLERANCE)
+    below = pc.and_(pc.less(values, 0.0), pc.not_equal(values, MISSING_SIMILARITY))
+    return pc.case_when(
+        pc.make_struct(missing_url, above, below),
+        pa.scalar(str(SetAside.MISSING_URL)),
+        pa.scalar(str(SetAside.SIMILARITY_ABOVE_ONE)),
+        pa.scalar(str(SetAside.SIMILARITY_BELOW_ZERO)),
+        pa.scalar(None, pa.string()),
+    )
+
+
+def normalize_nsfw(tags: pa.Array) -> tuple[pa.Array, dict[str, int]]:
+    """Each tag as one of the four of :class:`NsfwTag`; any other, null too, becomes UNTAGGED.
+
+    As TFDS does (tensorflow_datasets, vision_language/laion400m), tags are compared exactly.
+
+    Returns:
+        The tags, and how many were mapped from what. At most :data:`MAX_TAGS_NAMED` recorded tags are named
+        there, the most frequent ones; long or odd ones and those beyond count as ``nsfw:other``.
+    """
+    values = _as(tags, pa.string())
+    known = pc.is_in(values, value_set=pa.array(_KEPT_TAGS, pa.string()))
+    mapped = pc.if_else(known, values, str(NsfwTag.UNTAGGED))
+    counts: Counter[str] = Counter()
+    for entry in pc.value_counts(values.filter(pc.invert(known))).to_pylist():
+        counts[_mapping_name(entry["values"])] += entry["counts"]
+    return mapped, merge_counts([counts])
+
+
+def normalize_similarity(values: pa.Array) -> tuple[pa.Array, dict[str, int]]:
+    """Each similarity as float64, and -1.0 where it is null or NaN; others stay as recorded.
+
+    Returns:
+        The similarities, and how many were mapped from what.
+    """
+    found = _as(values, pa.float64())
+    not_a_number = pc.fill_null(pc.is_nan(found), False)
+    mapped = pc.if_else(not_a_number, MISSING_SIMILARITY, pc.fill_null(found, MISSING_SIMILARITY))
+    counts = {
+        f"similarity:null -> {MISSING_SIMILARITY}": found.null_count,
+        f"similarity:NaN -> {MISSING_SIMILARITY}": pc.sum(not_a_number, min_count=0).as_py(),
+    }
+    return mapped, counts
+
+
+def fill_text(values: pa.Array) -> pa.Array:
+    """Each text as it is, and ``''`` where it is null."""
+    return pc.fill_null(_as(values, pa.string()), "")
+
+
+def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum of the counts of several pieces of one shard, with no more tags named than in one piece."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    other = _mapping_name(None, lumped=True)
+    fixed = (other, _mapping_name(None))
+    named = [name for name in total if name.startswith(_NSFW_PREFIX) and name not in fixed]
+    # The most frequent first, and of equals the first by name, so that the choice is the same each time.
+    for name in sorted(named, key=lambda name: (-total[name], name))[MAX_TAGS_NAMED:]:
+        total[other] += total.pop(name)
+    return dict(sorted(total.items()))
+
+
+def _mapping_name(tag: str | None, *, lumped: bool = False) -> str:
+    if tag is None:
+        found = _OTHER_TAG if lumped else "null"
+    else:
+        found = f"'{tag}'" if _PLAIN_TAG.fullmatch(tag) else _OTHER_TAG
+    return f"{_NSFW_PREFIX}{found} -> {NsfwTag.UNTAGGED}"
+
+
+def _as(values: pa.Array, type_: pa.DataType) -> pa.Array:
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return array.cast(type_)

@@ -1,0 +1,449 @@
+"""The graph, stated once: which stage reads which, along which axis, and what its files are.
+
+Dagster's assets, the command line's progress and status, and the tests all read :data:`STAGES`. No
+stage's work is done here and Dagster is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+import pyarrow as pa
+
+from laion_assets import schema
+from laion_assets.errors import MissingInput, PlanError
+from laion_assets.formats.publish import Manifest
+from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.plan import ShardPlan
+from laion_assets.settings import Settings
+from laion_assets.stages import (
+    catalog,
+    dataset_report,
+    embedding_join,
+    embeddings,
+    image_embeddings,
+    images,
+    laion400m,
+    normalized_embeddings,
+    normalized_images,
+    raw_metadata,
+    samples,
+    shard_plan,
+    tfds_embeddings,
+    tfds_images,
+)
+
+
+class Axis(StrEnum):
+    """What a stage's partitions are."""
+
+    PART = "part"
+    SHARD = "shard"
+    EMBEDDING_SHARD = "embedding shard"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        name: name of the stage, of its asset and of its folder.
+        axis: what its partitions are.
+        inputs: names of the stages whose files it reads.
+        run: makes one partition; called with the settings and the partition key.
+        output: the files of one partition.
+        code_version: version of the code that decides the files' bytes.
+        group: where the asset is drawn.
+        kinds: what the files are, in Dagster's words.
+        description: what the files are and how to open them.
+        columns: Arrow schema of the table among the files, if there is one.
+    """
+
+    name: str
+    axis: Axis
+    inputs: tuple[str, ...]
+    run: Callable[[Settings, str], Manifest]
+    output: Callable[[Layout, str], Output]
+    code_version: str
+    group: str
+    kinds: frozenset[str]
+    description: str
+    columns: pa.Schema | None = None
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """Partition keys of each axis, ascending, as the files on disk have them now.
+
+    Attributes:
+        parts: the raw source's parts, and those planned earlier.
+        shards: the plan's shards.
+        embedding_shards: embedding shards found in their source.
+        part_of: shard -> the part that holds its rows; shards made elsewhere have none.
+    """
+
+    parts: tuple[str, ...]
+    shards: tuple[str, ...]
+    embedding_shards: tuple[str, ...]
+    part_of: Mapping[str, str]
+
+    def keys(self, axis: Axis) -> tuple[str, ...]:
+        """Keys of one axis; none where it has no partitions."""
+        return {
+            Axis.PART: self.parts,
+            Axis.SHARD: self.shards,
+            Axis.EMBEDDING_SHARD: self.embedding_shards,
+            Axis.NONE: (),
+        }[axis]
+
+
+def find_partitions(settings: Settings) -> Partitions:
+    """Read the plan, and look at the sources.
+
+    Raises:
+        SettingsError: if a source is named that is not there.
+    """
+    plan = read_plan(settings)
+    part_of = {str(shard): entry.part for entry in plan.entries for shard in plan.shards_of(entry.part)}
+    parts = dict.fromkeys([*(entry.part for entry in plan.entries), *settings.raw_files()])
+    found = embeddings.find_embedding_shards(settings.embeddings.source)
+    return Partitions(
+        parts=tuple(parts),
+        shards=tuple(str(shard) for shard in plan.shards),
+        embedding_shards=tuple(str(shard) for shard in sorted(found)),
+        part_of=MappingProxyType(part_of),
+    )
+
+
+def read_plan(settings: Settings) -> ShardPlan:
+    """The plan of the data root; an empty one where there is none yet."""
+    try:
+        return ShardPlan.load(settings.layout)
+    except MissingInput:
+        return ShardPlan(rows_per_shard=settings.rows_per_shard)
+
+
+# -- how each stage is called ---------------------------------------------------------------------
+
+
+def _raw_metadata(settings: Settings, part: str) -> Manifest:
+    files = settings.raw_files()
+    if part not in files:
+        raise PlanError(f"part {part} is planned, but [raw] source no longer names its file: put it back")
+    return raw_metadata.check_part(
+        part,
+        settings.layout,
+        location=files[part],
+        source_schema=settings.raw.source_schema,
+        rows_per_shard=settings.rows_per_shard,
+    )
+
+
+def _shard_plan(settings: Settings, _: str) -> Manifest:
+    return shard_plan.plan_shards(
+        settings.layout, tuple(settings.raw_files()), rows_per_shard=settings.rows_per_shard
+    )
+
+
+def _samples(settings: Settings, key: str) -> Manifest:
+    return samples.write_samples(ShardId.parse(key), settings.layout)
+
+
+def _images(settings: Settings, key: str) -> Manifest:
+    return images.images(ShardId.parse(key), settings.layout, settings.fetch, settings.image)
+
+
+def _normalized_images(settings: Settings, key: str) -> Manifest:
+    return normalized_images.normalize_images(ShardId.parse(key), settings.layout)
+
+
+def _tfds_images(settings: Settings, key: str) -> Manifest:
+    return tfds_images.write_tfds_images(ShardId.parse(key), settings.layout)
+
+
+def _embeddings(settings: Settings, key: str) -> Manifest:
+    return embeddings.check_embeddings(
+        EmbeddingShardId.parse(key),
+        settings.layout,
+        settings.embeddings.source,
+        settings.embeddings.width,
+        settings.quality,
+    )
+
+
+def _embedding_join(settings: Settings, key: str) -> Manifest:
+    return embedding_join.join_embeddings(EmbeddingShardId.parse(key), settings.layout, settings.quality)
+
+
+def _normalized_embeddings(settings: Settings, key: str) -> Manifest:
+    return normalized_embeddings.normalize_embeddings(EmbeddingShardId.parse(key), settings.layout)
+
+
+def _tfds_embeddings(settings: Settings, key: str) -> Manifest:
+    return tfds_embeddings.write_tfds_embeddings(
+        EmbeddingShardId.parse(key), settings.layout, settings.embeddings.width
+    )
+
+
+def _image_embeddings(settings: Settings, key: str) -> Manifest:
+    return image_embeddings.join_image_embeddings(
+        ShardId.parse(key),
+        settings.layout,
+        sorted(embeddings.find_embedding_shards(settings.embeddings.source)),
+        settings.embeddings.width,
+    )
+
+
+def _laion400m_images(settings: Settings, _: str) -> Manifest:
+    count = read_plan(settings).shard_count
+    return laion400m.publish_dataset("images", settings.layout, shard_count=count)
+
+
+def _laion400m_embeddings(settings: Settings, _: str) -> Manifest:
+    found = embeddings.find_embedding_shards(settings.embeddings.source)
+    return laion400m.publish_dataset(
+        "embeddings",
+        settings.layout,
+        shard_count=max((shard.number for shard in found), default=-1) + 1,
+        width=settings.embeddings.width,
+    )
+
+
+def _catalog(settings: Settings, _: str) -> Manifest:
+    return catalog.write_catalog(settings.layout)
+
+
+def _dataset_report(settings: Settings, _: str) -> Manifest:
+    return dataset_report.write_dataset_report(settings.layout)
+
+
+# -- the graph ------------------------------------------------------------------------------------
+
+STAGES: Final = (
+    Stage(
+        name="raw_metadata",
+        axis=Axis.PART,
+        inputs=(),
+        run=_raw_metadata,
+        output=Layout.raw_metadata,
+        code_version=raw_metadata.CODE_VERSION,
+        group="metadata",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "One raw file of URLs and alt texts, checked, in LAION-400M's eight columns: "
+            "`raw_metadata/PART.parquet`, a row group for each shard. `PART.source.json` says where it "
+            "came from and its sha256. To begin, set `[raw] source` in laion.toml to the folder, the "
+            "pattern or the URLs of the raw Parquet files, or place shards made by img2dataset in the "
+            "data root's `images/` folder."
+        ),
+        columns=schema.RAW,
+    ),
+    Stage(
+        name="shard_plan",
+        axis=Axis.NONE,
+        inputs=("raw_metadata",),
+        run=_shard_plan,
+        output=lambda layout, _: layout.shard_plan(),
+        code_version=shard_plan.CODE_VERSION,
+        group="metadata",
+        kinds=frozenset({"json"}),
+        description=(
+            "Which rows of which part make which shard: `shard_plan/shard_plan.json`. Only ever appended "
+            "to, so a shard keeps its number and rows. Reload the code location after it grew."
+        ),
+    ),
+    Stage(
+        name="samples",
+        axis=Axis.SHARD,
+        inputs=("raw_metadata", "shard_plan"),
+        run=_samples,
+        output=lambda layout, key: layout.samples(ShardId.parse(key)),
+        code_version=samples.CODE_VERSION,
+        group="images",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "The rows of one shard, each with its key: `samples/SHARD.parquet`. Rows that cannot be asked "
+            "for (no URL, an impossible similarity) are marked in `set_aside`, not dropped."
+        ),
+        columns=schema.SAMPLES,
+    ),
+    Stage(
+        name="images",
+        axis=Axis.SHARD,
+        inputs=("samples",),
+        run=_images,
+        output=lambda layout, key: layout.images(ShardId.parse(key)),
+        code_version=images.CODE_VERSION,
+        group="images",
+        kinds=frozenset({"parquet", "tar"}),
+        description=(
+            "Downloaded and resized pictures of one shard in img2dataset's layout: `images/SHARD.tar` "
+            "(a WebDataset), `SHARD.parquet` (every row with its outcome, failures too) and "
+            "`SHARD_stats.json`. Shards that img2dataset itself wrote are accepted."
+        ),
+        columns=schema.IMAGES,
+    ),
+    Stage(
+        name="normalized_images",
+        axis=Axis.SHARD,
+        inputs=("images",),
+        run=_normalized_images,
+        output=lambda layout, key: layout.normalized_images(ShardId.parse(key)),
+        code_version=normalized_images.CODE_VERSION,
+        group="images",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "The examples-to-be of one shard: `normalized_images/SHARD.parquet`, joined to the tar by key, "
+            "NSFW as one of four tags, a missing similarity as -1.0. `SHARD.set_aside.parquet` holds the "
+            "rows that have a picture and still make no example, with the reason."
+        ),
+        columns=schema.NORMALIZED_IMAGES,
+    ),
+    Stage(
+        name="tfds_images",
+        axis=Axis.SHARD,
+        inputs=("normalized_images", "images"),
+        run=_tfds_images,
+        output=lambda layout, key: layout.tfds_images(ShardId.parse(key)),
+        code_version=tfds_images.CODE_VERSION,
+        group="images",
+        kinds=frozenset({"tfrecord"}),
+        description="One TFRecord shard of laion400m/images: `tfds_images/SHARD.tfrecord`, in key order.",
+    ),
+    Stage(
+        name="laion400m_images",
+        axis=Axis.NONE,
+        inputs=("tfds_images", "shard_plan"),
+        run=_laion400m_images,
+        output=lambda layout, _: layout.dataset("images"),
+        code_version=laion400m.CODE_VERSION,
+        group="datasets",
+        kinds=frozenset({"tensorflow"}),
+        description=(
+            "The TFDS dataset laion400m/images over every shard that is there: "
+            "`tfds.load('laion400m/images', split='train', data_dir='DATA_ROOT/tfds')`."
+        ),
+    ),
+    Stage(
+        name="embeddings",
+        axis=Axis.EMBEDDING_SHARD,
+        inputs=(),
+        run=_embeddings,
+        output=lambda layout, key: layout.embeddings(EmbeddingShardId.parse(key)),
+        code_version=embeddings.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"numpy"}),
+        description=(
+            "The three source files of one embedding shard (img_emb_N.npy, text_emb_N.npy, "
+            "metadata_N.parquet), checked and left where they are: `embeddings/SHARD.json` names them with "
+            "their sha256. Set `[embeddings] source` in laion.toml to their folder."
+        ),
+    ),
+    Stage(
+        name="embedding_join",
+        axis=Axis.EMBEDDING_SHARD,
+        inputs=("embeddings",),
+        run=_embedding_join,
+        output=lambda layout, key: layout.embedding_join(EmbeddingShardId.parse(key)),
+        code_version=embedding_join.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "Vectors and metadata of one embedding shard in one table, `embedding_join/SHARD.parquet`; that "
+            "they belong together is proven by recomputing each row's similarity. A vector is "
+            "`numpy.frombuffer(value, '<f2')`."
+        ),
+        columns=schema.embedding_join(),
+    ),
+    Stage(
+        name="normalized_embeddings",
+        axis=Axis.EMBEDDING_SHARD,
+        inputs=("embedding_join",),
+        run=_normalized_embeddings,
+        output=lambda layout, key: layout.normalized_embeddings(EmbeddingShardId.parse(key)),
+        code_version=normalized_embeddings.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "The examples-to-be of one embedding shard: `normalized_embeddings/SHARD.parquet`; `row` points "
+            "at the vectors in embedding_join. `SHARD.set_aside.parquet` holds the rows that make none."
+        ),
+        columns=schema.NORMALIZED_EMBEDDINGS,
+    ),
+    Stage(
+        name="tfds_embeddings",
+        axis=Axis.EMBEDDING_SHARD,
+        inputs=("normalized_embeddings", "embedding_join"),
+        run=_tfds_embeddings,
+        output=lambda layout, key: layout.tfds_embeddings(EmbeddingShardId.parse(key)),
+        code_version=tfds_embeddings.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"tfrecord"}),
+        description="One TFRecord shard of laion400m/embeddings: `tfds_embeddings/SHARD.tfrecord`.",
+    ),
+    Stage(
+        name="laion400m_embeddings",
+        axis=Axis.NONE,
+        inputs=("tfds_embeddings",),
+        run=_laion400m_embeddings,
+        output=lambda layout, _: layout.dataset("embeddings"),
+        code_version=laion400m.CODE_VERSION,
+        group="datasets",
+        kinds=frozenset({"tensorflow"}),
+        description=(
+            "The TFDS dataset laion400m/embeddings over every shard that is there: "
+            "`tfds.load('laion400m/embeddings', split='train', data_dir='DATA_ROOT/tfds')`."
+        ),
+    ),
+    Stage(
+        name="image_embeddings",
+        axis=Axis.SHARD,
+        inputs=("normalized_images", "embedding_join"),
+        run=_image_embeddings,
+        output=lambda layout, key: layout.image_embeddings(ShardId.parse(key)),
+        code_version=image_embeddings.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"parquet"}),
+        description=(
+            "The vectors of one image shard, `image_embeddings/SHARD.parquet`: joined on (shard, key) where "
+            "the URL agrees too, else on the URL. Samples without vectors are counted."
+        ),
+        columns=schema.image_embeddings(),
+    ),
+    Stage(
+        name="catalog",
+        axis=Axis.NONE,
+        inputs=(
+            "samples",
+            "images",
+            "normalized_images",
+            "embedding_join",
+            "normalized_embeddings",
+            "image_embeddings",
+        ),
+        run=_catalog,
+        output=lambda layout, _: layout.catalog(),
+        code_version=catalog.CODE_VERSION,
+        group="datasets",
+        kinds=frozenset({"duckdb"}),
+        description="A DuckDB database of views over every stage: `duckdb DATA_ROOT/catalog/catalog.duckdb`.",
+    ),
+    Stage(
+        name="dataset_report",
+        axis=Axis.NONE,
+        inputs=("laion400m_images", "laion400m_embeddings", "catalog"),
+        run=_dataset_report,
+        output=lambda layout, _: layout.dataset_report(),
+        code_version=dataset_report.CODE_VERSION,
+        group="datasets",
+        kinds=frozenset({"html"}),
+        description="Figures, plots and a contact sheet of the data set: `dataset_report/report.html`.",
+    ),
+)
+
+STAGE_BY_NAME: Final[Mapping[str, Stage]] = MappingProxyType({stage.name: stage for stage in STAGES})

@@ -1,0 +1,66 @@
+"""Arithmetic on rows of vectors. Knows nothing of files.
+
+All of it is on vectors as they are published, in float16, and in float32 between: a product of two float16
+numbers is exact there, and a sum of squares cannot overflow (65,536 elements of 65,504 squared).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+# Rows whose float32 copies stay in a core's cache (512 elements: 1 MiB); twice as fast as all at once.
+_BLOCK_ROWS: Final = 512
+
+
+def as_float16(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """Vectors (rows, width) in little-endian float16: themselves if they are.
+
+    What float16 cannot hold becomes infinite, so that the row counts as bad.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(vectors, dtype="<f2")
+
+
+def norms(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """L2 norms of vectors (rows, width), shape (rows,); not finite where any element is not."""
+    return np.sqrt(_dots(vectors, vectors))
+
+
+def is_bad(norms: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Whether each norm is of a vector without direction: not finite, or zero."""
+    bad: npt.NDArray[np.bool_] = ~np.isfinite(norms) | (norms == 0)
+    return bad
+
+
+def cosines(
+    images: npt.NDArray[np.float16], texts: npt.NDArray[np.float16]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Cosine of each pair of rows.
+
+    Args:
+        images: vectors (rows, width).
+        texts: vectors (rows, width).
+
+    Returns:
+        The cosines, shape (rows,), NaN where either vector is bad; and whether either is, shape (rows,).
+    """
+    of_images, of_texts = norms(images), norms(texts)
+    bad = is_bad(of_images) | is_bad(of_texts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = _dots(images, texts) / (of_images * of_texts)
+    return np.where(bad, np.float32(np.nan), found), bad
+
+
+def _dots(left: npt.NDArray[np.float16], right: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    found = np.empty(len(left), np.float32)
+    with np.errstate(invalid="ignore"):
+        for start in range(0, len(left), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            ours = left[rows].astype(np.float32)
+            theirs = ours if right is left else right[rows].astype(np.float32)
+            # einsum, unlike BLAS, adds in the same order on every processor of one kind.
+            found[rows] = np.einsum("ij,ij->i", ours, theirs)
+    return found

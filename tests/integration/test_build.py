@@ -1,0 +1,109 @@
+"""What a build records when something is wrong, and what it does once that is mended."""
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_assets.defs.instance import open_instance
+from laion_assets.defs.status import stage_statuses
+from laion_assets.demo.pictures import Encoding, Picture
+from laion_assets.demo.scenes import Scene
+from laion_assets.demo.web import DemoWeb, Fault
+from laion_assets.layout import ShardId
+from laion_assets.plan import ShardPlan
+from laion_assets.schema import RAW
+
+SETTINGS = """\
+data_root = "data"
+dagster_home = "dagster_home"
+rows_per_shard = 5
+batch_shards = 3
+[raw]
+source = "raw"
+[fetch]
+allow_loopback = true
+per_domain_concurrency = 16
+"""
+
+
+@pytest.fixture
+def web():
+    with DemoWeb() as running:
+        yield running
+
+
+def write_part(folder, name, web, rows):
+    scenes = list(Scene.every())
+    table = []
+    for row in range(rows):
+        scene = scenes[(7 * row) % len(scenes)]
+        picture = Picture(scene=scene, seed=row, width=120, height=100, encoding=Encoding.JPEG)
+        table.append({"URL": web.url_for(Fault.OK, picture), "TEXT": scene.caption, "similarity": 0.31})
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(table, schema=RAW), folder / name)
+
+
+def test_a_damaged_part_takes_only_itself_down(build_all, tmp_path, web):
+    raw = tmp_path / "raw"
+    write_part(raw, "part-0.parquet", web, 12)
+    (raw / "part-1.parquet").write_bytes(b"not parquet at all")
+    settings, done = build_all(SETTINGS)
+    assert set(done.failures) == {("raw_metadata", "part-1")}
+    assert "part-1.parquet" in str(done.failures["raw_metadata", "part-1"])
+    assert [str(shard) for shard in ShardPlan.load(settings.layout).shards] == ["00000", "00001", "00002"]
+    assert done.manifests["laion400m_images", "laion400m_images"].rows == 12
+    with open_instance(settings.dagster_home) as instance:
+        assert instance.get_materialized_partitions(dg.AssetKey("raw_metadata")) == {"part-0"}
+        (raw_status,) = [
+            status for status in stage_statuses(settings, instance) if status.stage == "raw_metadata"
+        ]
+        assert (raw_status.done, raw_status.failed, raw_status.missing) == (1, 1, 0)
+
+    write_part(raw, "part-1.parquet", web, 8)
+    asked = dict(web.requests)
+    settings, mended = build_all(SETTINGS)
+    assert mended.failures == {}
+    assert len(ShardPlan.load(settings.layout).shards) == 5
+    assert mended.manifests["laion400m_images", "laion400m_images"].rows == 20
+    # The finished shards were not fetched again: 8 new rows, 8 more requests.
+    assert sum(web.requests.values()) - sum(asked.values()) == 8
+
+
+def test_a_range_of_shards_is_built_alone(build_all, tmp_path, web):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 20)
+    settings, done = build_all(SETTINGS, shards=["00001", "00002"])
+    assert done.failures == {}
+    built = {key for name, key in done.manifests if name == "tfds_images"}
+    assert built == {"00001", "00002"}
+    assert not settings.layout.images(ShardId(0)).manifest.exists()
+    assert done.manifests["laion400m_images", "laion400m_images"].rows == 10
+
+
+def test_new_settings_redo_only_what_they_change(build_all, tmp_path, web):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 5)
+    settings, first = build_all(SETTINGS)
+    same = build_all(SETTINGS + "[image]\nsize = 64\n")[1]
+    assert same.failures == {}
+    assert not any(name == "images" for name, _ in same.manifests)
+    _, again = build_all(SETTINGS + "[image]\nsize = 64\n", again=True)
+    key = ("images", "00000")
+    assert again.manifests[key].recipe.settings != first.manifests[key].recipe.settings
+    assert again.manifests[key].data_version != first.manifests[key].data_version
+    assert again.manifests["samples", "00000"] == first.manifests["samples", "00000"]
+    assert (
+        again.manifests["tfds_images", "00000"].data_version
+        != first.manifests["tfds_images", "00000"].data_version
+    )
+
+
+def test_versions_follow_content_through_the_chain(build_all, tmp_path, web):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 5)
+    settings, done = build_all(SETTINGS)
+    with open_instance(settings.dagster_home) as instance:
+        for upstream, stage in (("samples", "images"), ("images", "normalized_images")):
+            (record,) = instance.fetch_materializations(dg.AssetKey(stage), limit=5).records
+            assert (
+                record.asset_materialization.tags[f"dagster/input_data_version/{upstream}"]
+                == done.manifests[upstream, "00000"].data_version
+            )

@@ -1,0 +1,121 @@
+"""What the demo prints and records, and what the command line says of it."""
+
+import re
+import shutil
+
+import dagster as dg
+import pytest
+from PIL import Image
+
+from laion_assets.defs.instance import open_instance
+from laion_assets.pipeline import STAGES, Axis, find_partitions
+from laion_assets.quality.checks import rules_of
+from laion_assets.settings import Settings
+
+
+@pytest.fixture
+def settings(demo):
+    return Settings.load(demo / "laion.toml")
+
+
+def test_it_prints_a_line_for_each_shard(demo, settings):
+    printed = demo / "printed.txt"
+    if not printed.exists():
+        pytest.skip("the demo was built by somebody else")
+    text = printed.read_text()
+    shards = find_partitions(settings).shards
+    assert len(shards) >= 6
+    for shard in shards:
+        rows, images, failures, passed, total = re.search(
+            rf"{shard} +\S +(\d+) +\S +(\d+) +\S +(.*?) +\S +(\d+) of (\d+)", text
+        ).groups()
+        assert int(images) <= int(rows)
+        assert "http_4xx" in failures
+        assert 0 < int(passed) <= int(total)
+    assert "captions are true" in text
+    assert "tfds.load('laion400m/images'" in text
+    assert "127.0.0.1:3000" in text
+
+
+def test_every_partition_and_check_is_recorded_in_dagster(settings):
+    found = find_partitions(settings)
+    with open_instance(settings.dagster_home) as instance:
+        for stage in STAGES:
+            key = dg.AssetKey(stage.name)
+            if stage.axis is Axis.NONE:
+                assert instance.get_latest_materialization_event(key), stage.name
+            else:
+                assert instance.get_materialized_partitions(key) == set(found.keys(stage.axis)), stage.name
+            for rule in rules_of(stage.name):
+                records = instance.event_log_storage.get_asset_check_execution_history(
+                    dg.AssetCheckKey(key, rule.name), limit=200
+                )
+                evaluations = [record.event.dagster_event.event_specific_data for record in records]
+                partitions = {evaluation.partition for evaluation in evaluations} - {None}
+                assert evaluations, (stage.name, rule.name)
+                if stage.axis is not Axis.NONE:
+                    assert partitions == set(found.keys(stage.axis)), (stage.name, rule.name)
+                if rule.blocking:
+                    assert all(evaluation.passed for evaluation in evaluations), (stage.name, rule.name)
+
+
+def test_materializations_carry_versions_counts_and_no_markup(settings):
+    with open_instance(settings.dagster_home) as instance:
+        for stage in STAGES:
+            event = instance.get_latest_materialization_event(dg.AssetKey(stage.name))
+            materialization = event.asset_materialization
+            assert materialization.tags["dagster/data_version"]
+            assert materialization.tags["dagster/code_version"] == stage.code_version
+            assert materialization.metadata["dagster/row_count"].value >= 0
+            for value in materialization.metadata.values():
+                assert not isinstance(value, dg.MarkdownMetadataValue | dg.UrlMetadataValue)
+
+
+def test_status_says_everything_is_done(cli, settings):
+    result = cli("status")
+    assert result.returncode == 0, result.stderr
+    found = find_partitions(settings)
+    for stage in STAGES:
+        total = 1 if stage.axis is Axis.NONE else len(found.keys(stage.axis))
+        assert re.search(rf"{stage.name} +\S +{stage.axis} +\S +{total} +\S +0 +\S +0 ", result.stdout), stage
+
+
+def test_check_passes_and_counts_every_rule(cli):
+    result = cli("check")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for stage in STAGES:
+        for rule in rules_of(stage.name):
+            assert rule.name in result.stdout
+
+
+def test_a_second_build_writes_nothing(cli, settings):
+    before = {path: path.stat().st_mtime_ns for path in settings.data_root.rglob("*") if path.is_file()}
+    result = cli("build")
+    assert result.returncode == 0, result.stderr
+    after = {path: path.stat().st_mtime_ns for path in settings.data_root.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_show_draws_a_contact_sheet(cli, tmp_path):
+    result = cli("show", "00001", "--output", tmp_path / "sheet.png")
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 500
+        assert len(sheet.convert("RGB").getcolors(1 << 24)) > 50
+
+
+@pytest.fixture
+def copy(demo, tmp_path):
+    """A copy of the demo that a test may damage."""
+    shutil.copytree(demo, tmp_path / ".demo", symlinks=True)
+    return Settings.load(tmp_path / ".demo" / "laion.toml")
+
+
+def test_check_fails_on_a_damaged_shard(copy, tmp_path, run_cli):
+    target = copy.data_root / "tfds_images" / "00002.tfrecord"
+    body = bytearray(target.read_bytes())
+    body[len(body) // 2] ^= 1
+    target.write_bytes(body)
+    result = run_cli("check", "--settings", tmp_path / ".demo" / "laion.toml", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "tfds_images" in result.stdout

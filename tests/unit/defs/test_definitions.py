@@ -1,0 +1,78 @@
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from laion_assets.definitions import build_definitions
+from laion_assets.pipeline import STAGES, Axis
+from laion_assets.quality.checks import rules_of
+from laion_assets.settings import Settings
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return build_definitions(Settings.load())
+
+
+def test_without_data_the_graph_is_whole(empty):
+    graph = empty.resolve_asset_graph()
+    assert {key.to_user_string() for key in graph.get_all_asset_keys()} == {stage.name for stage in STAGES}
+    for stage in STAGES:
+        node = graph.get(dg.AssetKey(stage.name))
+        assert {key.to_user_string() for key in node.parent_keys} == set(stage.inputs)
+        assert node.group_name == stage.group
+        assert node.kinds == stage.kinds
+        assert node.owners == ["team:data-sets"]
+        assert node.code_version == stage.code_version
+        assert node.description
+        assert (node.partitions_def is None) == (stage.axis is Axis.NONE)
+    assert "laion.toml" in graph.get(dg.AssetKey("raw_metadata")).description
+
+
+def test_lineage_leads_from_the_raw_file_to_both_datasets(empty):
+    graph = empty.resolve_asset_graph()
+    ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("laion400m_images"))
+    assert {key.to_user_string() for key in ancestors} >= {
+        "raw_metadata", "shard_plan", "samples", "images", "normalized_images", "tfds_images",
+    }  # fmt: skip
+    ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("laion400m_embeddings"))
+    assert {key.to_user_string() for key in ancestors} >= {
+        "embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings",
+    }  # fmt: skip
+
+
+def test_every_rule_is_a_check(empty):
+    graph = empty.resolve_asset_graph()
+    found = {(key.asset_key.to_user_string(), key.name) for key in graph.asset_check_keys}
+    assert found == {(stage.name, rule.name) for stage in STAGES for rule in rules_of(stage.name)}
+    assert all(rules_of(stage.name) for stage in STAGES if stage.columns is not None)
+
+
+def test_every_table_stage_shows_its_columns(empty):
+    graph = empty.resolve_asset_graph()
+    for stage in STAGES:
+        shown = graph.get(dg.AssetKey(stage.name)).metadata.get("dagster/column_schema")
+        if stage.columns is None:
+            assert shown is None
+        else:
+            assert [column.name for column in shown.value.columns] == stage.columns.names
+            assert all(column.description for column in shown.value.columns)
+
+
+def test_the_code_location_imports_no_heavy_library():
+    code = (
+        "import sys, laion_assets.definitions;"
+        "sys.exit(', '.join({'tensorflow', 'tensorflow_datasets', 'matplotlib', 'torch'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_workspace_is_valid(tmp_path, request):
+    workspace = request.config.rootpath / "workspace.yaml"
+    subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(workspace)],
+        check=True, cwd=request.config.rootpath, env={"PATH": "", "HOME": str(tmp_path), "DAGSTER_HOME": ""},
+        capture_output=True,
+    )  # fmt: skip

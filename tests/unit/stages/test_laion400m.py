@@ -1,0 +1,413 @@
+"""The published data sets: what is linked, what is recorded, and what a reader sees meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
+
+from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
+from laion_assets.formats.publish import Manifest, read_manifest, verify
+from laion_assets.formats.tfrecord import check_records
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.stages.laion400m import publish_dataset
+from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
+from laion_assets.stages.tfds_images import write_tfds_images
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "data")
+
+
+def _write_images(layout: Layout, number: int, examples: int, *, caption: str = "c") -> Manifest:
+    rows = [
+        Row(key=f"{number:05d}{row:04d}", caption=caption, picture=picture(row)) for row in range(examples)
+    ]
+    write_image_inputs(layout, ShardId(number), rows)
+    return write_tfds_images(ShardId(number), layout)
+
+
+def _write_embeddings(layout: Layout, number: int, examples: int, width: int = 512) -> Manifest:
+    rows = [Row(key=f"{row:09d}") for row in range(examples)]
+    shard = EmbeddingShardId(number)
+    write_embedding_inputs(layout, shard, rows, vectors(examples, width), vectors(examples, width))
+    return write_tfds_embeddings(shard, layout, width)
+
+
+def _info(layout: Layout, config: str = "images") -> dict:
+    return json.loads((layout.tfds_version(config) / "dataset_info.json").read_bytes())
+
+
+def _lengths(layout: Layout, config: str = "images") -> list[int]:
+    (split,) = _info(layout, config)["splits"]
+    return [int(length) for length in split["shardLengths"]]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _bodies(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_missing_and_empty_shards_keep_their_numbers(layout: Layout) -> None:
+    one, four = _write_images(layout, 1, 2), _write_images(layout, 4, 3)
+    _write_images(layout, 3, 0)
+    manifest = publish_dataset("images", layout, shard_count=6)
+
+    assert manifest.rows == 5
+    assert manifest.counts == {"examples": 5, "shards_present": 3, "shards_missing": 3}
+    assert _lengths(layout) == [0, 2, 0, 0, 3, 0]
+    (split,) = _info(layout)["splits"]
+    payload_bytes = one.counts["payload_bytes"] + four.counts["payload_bytes"]
+    assert int(split["numBytes"]) == payload_bytes
+    folder = layout.tfds_version("images")
+    assert _files(folder) == [
+        "dataset_info.json",
+        "features.json",
+        "laion400m-train.tfrecord-00001-of-00006",
+        "laion400m-train.tfrecord-00004-of-00006",
+        "nsfw.labels.txt",
+    ]
+    linked = folder / "laion400m-train.tfrecord-00004-of-00006"
+    assert linked.samefile(layout.tfds_images(ShardId(4)).only)
+    assert check_records(linked).records == 3
+    assert json.loads(layout.tfds_default_config.read_text()) == {"default_config_name": "images"}
+
+    assert verify(layout.dataset("images")) == manifest
+    record = json.loads(layout.dataset("images").only.read_bytes())
+    assert record["shards_missing"] == ["00000", "00002", "00005"]
+    assert record["shard_count"] == 6
+    assert record["examples"] == 5
+    assert record["payload_bytes"] == payload_bytes
+    assert record["bytes"] == one.bytes + four.bytes
+    assert record["shards"]["00004"] == {
+        "examples": 3,
+        "bytes": four.bytes,
+        "data_version": four.data_version,
+    }
+    assert record["shards"]["00003"]["examples"] == 0
+
+
+def test_embeddings_of_any_width(layout: Layout) -> None:
+    _write_embeddings(layout, 0, 2, width=8)
+    publish_dataset("embeddings", layout, shard_count=1, width=8)
+    features = json.loads((layout.tfds_version("embeddings") / "features.json").read_bytes())
+    shape = features["featuresDict"]["features"]["image_embedding"]["tensor"]["shape"]
+    assert shape == {"dimensions": ["8"]}
+    assert _lengths(layout, "embeddings") == [2]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "elsewhere/b"):
+        layout = Layout(tmp_path / name)
+        _write_images(layout, 1, 2)
+        publish_dataset("images", layout, shard_count=3)
+        found.append((_bodies(layout.tfds_version("images")), layout.dataset("images").only.read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_with_nothing_new_nothing_is_done(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    first = publish_dataset("images", layout, shard_count=2)
+    build = layout.tfds_version("images").resolve()
+    written = (build / "dataset_info.json").stat()
+    assert publish_dataset("images", layout, shard_count=2) == first
+    assert layout.tfds_version("images").resolve() == build
+    assert (build / "dataset_info.json").stat() == written
+
+
+def _delete_everything(layout: Layout) -> None:
+    shutil.rmtree(layout.tfds_data_dir)
+
+
+def _delete_link(layout: Layout) -> None:
+    layout.tfds_version("images").unlink()
+
+
+def _delete_build(layout: Layout) -> None:
+    shutil.rmtree(layout.tfds_version("images").resolve())
+
+
+def _delete_shard(layout: Layout) -> None:
+    (layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00002").unlink()
+
+
+def _cut_shard(layout: Layout) -> None:
+    path = layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00002"
+    body = path.read_bytes()
+    path.unlink()
+    path.write_bytes(body[:-1])
+
+
+def _delete_info(layout: Layout) -> None:
+    (layout.tfds_version("images") / "dataset_info.json").unlink()
+
+
+def _change_features(layout: Layout) -> None:
+    path = layout.tfds_version("images") / "features.json"
+    path.write_bytes(path.read_bytes().replace(b"caption", b"Caption"))
+
+
+def _delete_default(layout: Layout) -> None:
+    layout.tfds_default_config.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _delete_everything,
+        _delete_link,
+        _delete_build,
+        _delete_shard,
+        _cut_shard,
+        _delete_info,
+        _change_features,
+        _delete_default,
+    ],
+)
+def test_a_damaged_folder_is_built_again(layout: Layout, damage: Callable[[Layout], None]) -> None:
+    _write_images(layout, 0, 2)
+    first = publish_dataset("images", layout, shard_count=2)
+    whole = _bodies(layout.tfds_version("images"))
+    damage(layout)
+    again = publish_dataset("images", layout, shard_count=2)
+    assert _bodies(layout.tfds_version("images")) == whole
+    assert layout.tfds_default_config.exists()
+    assert again.data_version == first.data_version
+
+
+def test_a_lost_record_is_written_again(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    first = publish_dataset("images", layout, shard_count=2)
+    shutil.rmtree(layout.dataset("images").folder)
+    assert publish_dataset("images", layout, shard_count=2).data_version == first.data_version
+    assert _lengths(layout) == [2, 0]
+
+
+def test_a_grown_plan_renames_every_shard(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=1)
+    publish_dataset("images", layout, shard_count=3)
+    assert _lengths(layout) == [2, 0, 0]
+    assert [name for name in _files(layout.tfds_version("images")) if "tfrecord" in name] == [
+        "laion400m-train.tfrecord-00000-of-00003"
+    ]
+
+
+def test_a_resolved_folder_survives_the_next_publication(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=3)
+    link = layout.tfds_version("images")
+    first, held = link.resolve(), _bodies(link)
+
+    _write_images(layout, 0, 3, caption="made again")  # a shard that changes, and one that is new
+    _write_images(layout, 1, 1)
+    publish_dataset("images", layout, shard_count=3)
+    assert link.resolve() != first
+    assert _lengths(layout) == [3, 1, 0]
+    assert _bodies(first) == held
+
+    _write_images(layout, 2, 1)
+    publish_dataset("images", layout, shard_count=3)
+    assert not first.exists()
+    assert len(_files(layout.tfds_builds("images"))) == 2
+
+
+def test_leftovers_of_a_killed_run_are_removed(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=1)
+    leftover = layout.tfds_builds("images") / "0123-0"
+    leftover.mkdir()
+    (leftover / "laion400m-train.tfrecord-00000-of-00001").write_bytes(b"x")
+    draft = layout.tfds_version("images").with_name(".1.0.0.draft")
+    draft.symlink_to("nowhere")
+    _write_images(layout, 1, 2)
+    publish_dataset("images", layout, shard_count=2)
+    assert not leftover.exists()
+    assert not draft.is_symlink()
+
+
+def test_the_data_root_can_be_moved(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=1)
+    moved = Layout(layout.root.rename(layout.root.with_name("moved")))
+    assert _lengths(moved) == [2]
+
+
+def test_without_a_shard_there_is_no_data_set(layout: Layout) -> None:
+    for shard_count in (0, 3):
+        with pytest.raises(MissingInput, match=r"no shard of tfds_images .* materialize tfds_images first"):
+            publish_dataset("images", layout, shard_count=shard_count)
+    assert not layout.tfds_data_dir.exists()
+
+
+def test_a_shard_beyond_the_plan_is_not_left_out_silently(layout: Layout) -> None:
+    _write_images(layout, 0, 1)
+    _write_images(layout, 2, 1)
+    with pytest.raises(PlanError, match=r"00002\.manifest\.json is of a shard beyond the 2 of images"):
+        publish_dataset("images", layout, shard_count=2)
+
+
+def test_a_shard_whose_file_changed_is_refused(layout: Layout) -> None:
+    _write_images(layout, 0, 1)
+    path = layout.tfds_images(ShardId(0)).only
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(CorruptInput, match=r"00000\.tfrecord"):
+        publish_dataset("images", layout, shard_count=1)
+
+
+def test_shards_of_another_width_are_refused(layout: Layout) -> None:
+    _write_embeddings(layout, 0, 1, width=8)
+    with pytest.raises(MissingInput, match="tfds_embeddings 00000 was not written with vectors of 512"):
+        publish_dataset("embeddings", layout, shard_count=1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_others_put_in_its_place_is_left_alone(layout: Layout, kind: str) -> None:
+    _write_images(layout, 0, 1)
+    place = layout.tfds_version("images")
+    place.parent.mkdir(parents=True)
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "file":
+        place.touch()
+    else:
+        place.symlink_to("/somewhere/else")
+    with pytest.raises(CorruptInput, match=r"1\.0\.0: expected nothing, or a link"):
+        publish_dataset("images", layout, shard_count=1)
+    assert os.path.lexists(place)
+
+
+@pytest.fixture
+def other_file_system(tmp_path: Path) -> Iterator[Path]:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("this machine has no second file system at /dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=shared_memory))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_shards_on_another_file_system_are_copied(layout: Layout, other_file_system: Path) -> None:
+    layout.root.mkdir()
+    (layout.root / "tfds_images").symlink_to(other_file_system)
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=1)
+    copy = layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00001"
+    assert not copy.samefile(layout.tfds_images(ShardId(0)).only)
+    assert check_records(copy).records == 2
+
+
+def test_a_failed_publication_leaves_the_last_one(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    first = publish_dataset("images", layout, shard_count=2)
+    whole = _bodies(layout.tfds_version("images"))
+    _write_images(layout, 1, 1)
+    path = layout.tfds_images(ShardId(1)).only
+    path.unlink()
+    with pytest.raises(CorruptInput, match="found no file"):
+        publish_dataset("images", layout, shard_count=2)
+    assert _bodies(layout.tfds_version("images")) == whole
+    assert read_manifest(layout.dataset("images")) == first
+
+
+_CHANGES = frozenset(
+    {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "shutil.rmtree"}
+)
+
+
+class _Watch:
+    """Calls back just before each change of the file system; Python offers no way to unhook it."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[str], None] | None = None
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        is_write = (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if self.on_change is not None and (event in _CHANGES or is_write):
+            self.on_change(event)
+
+
+_watch = _Watch()
+
+
+@pytest.fixture
+def on_change() -> Iterator[Callable[[Callable[[str], None]], None]]:
+    yield lambda callback: setattr(_watch, "on_change", callback)
+    _watch.on_change = None
+
+
+def test_a_shard_made_again_meanwhile_stops_the_publication(layout: Layout, on_change: Callable) -> None:
+    _write_images(layout, 0, 2)
+    _write_images(layout, 1, 2)
+
+    def make_again(event: str) -> None:
+        if event == "os.link":
+            _watch.on_change = None
+            _write_images(layout, 0, 3)
+
+    on_change(make_again)
+    with pytest.raises(ShardBusy, match="tfds_images 00000 was made again"):
+        publish_dataset("images", layout, shard_count=2)
+    assert not layout.tfds_version("images").exists()
+    publish_dataset("images", layout, shard_count=2)
+    assert _lengths(layout) == [3, 2]
+
+
+def test_a_kill_at_any_change_leaves_the_old_or_the_new(layout: Layout, on_change: Callable) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=2)
+    old = _bodies(layout.tfds_version("images"))
+    held = layout.root.with_name("held")
+    shutil.copytree(layout.root, held, symlinks=True)
+    _write_images(layout, 1, 1)
+    publish_dataset("images", layout, shard_count=2)
+    new = _bodies(layout.tfds_version("images"))
+    assert old != new
+
+    killed = 0
+    while True:
+        shutil.rmtree(layout.root)
+        shutil.copytree(held, layout.root, symlinks=True)
+        _write_images(layout, 1, 1)
+        if not _killed_at(killed, lambda: publish_dataset("images", layout, shard_count=2), on_change):
+            break
+        assert _bodies(layout.tfds_version("images")) in (old, new)
+        killed += 1
+        publish_dataset("images", layout, shard_count=2)
+        assert _bodies(layout.tfds_version("images")) == new
+        assert json.loads(layout.dataset("images").only.read_bytes())["examples"] == 3
+    assert killed > 10
+    assert _bodies(layout.tfds_version("images")) == new
+
+
+def _killed_at(change: int, run: Callable[[], object], on_change: Callable) -> bool:
+    """Run in a child that is killed just before its n-th change; False if it ended before that."""
+    child = os.fork()
+    if not child:
+        left = iter(range(change))
+        on_change(lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+        status = 1
+        try:
+            run()
+            status = 0
+        finally:
+            os._exit(status)  # whatever happens, the child must not go on with pytest
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
