@@ -121,7 +121,7 @@ def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.
 
 
 def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
-    data_dir = _shown(layout.tfds_data_dir)
+    data_dir, settings_file = _shown(layout.tfds_data_dir), _shown(folder / SETTINGS_FILE)
     for line in (
         f"The datasets laion400m/images and laion400m/embeddings are in {data_dir}. To load one:",
         "",
@@ -129,7 +129,7 @@ def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
         f"  dataset = tfds.load('laion400m/images', split='train', data_dir='{data_dir}')",
         "",
         "To see every shard of every stage in Dagster: make ui, then open http://127.0.0.1:3000",
-        f"To see the pictures of a shard: laion-assets show 00000 --settings {_shown(folder / SETTINGS_FILE)}",
+        f"To see a shard's pictures: .venv/bin/laion-assets show 00000 --settings {settings_file}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -20,16 +20,32 @@ from laion_assets.errors import CorruptParquet
 _THRIFT_STRING_LIMIT: Final = 256 << 20
 _THRIFT_CONTAINER_LIMIT: Final = 16 << 20
 
+_READ_BUFFER_BYTES: Final = 1 << 20
+
 _REMEDY: Final = (
     "Delete its manifest to have it made again, or fetch the file again if it came from elsewhere."
 )
 
 
 @contextmanager
-def open_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of tables that have exactly ``schema``."""
+def open_writer(path: Path, schema: pa.Schema, *, as_is: Sequence[str] = ()) -> Iterator[pq.ParquetWriter]:
+    """A writer of tables that have exactly ``schema``.
+
+    Args:
+        path: the file.
+        schema: its columns.
+        as_is: columns of noise-like bytes, such as vectors, which are stored without compression,
+            dictionary and statistics: 8 % larger, and read several times as fast.
+    """
+    others = [name for name in schema.names if name not in as_is]
     with pq.ParquetWriter(
-        path, schema, compression="zstd", write_page_checksum=True, write_statistics=True, store_schema=True
+        path,
+        schema,
+        compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(as_is, "none")} if as_is else "zstd",
+        use_dictionary=others if as_is else True,
+        write_statistics=others if as_is else True,
+        write_page_checksum=True,
+        store_schema=True,
     ) as writer:
         yield writer
 
@@ -57,11 +73,17 @@ def open_reader(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(
             path,
             page_checksum_verification=True,
+            # Without these, pyarrow 26 holds whole column chunks, compressed, beside what it decodes: 400 MB
+            # instead of 28 for a row group of 100,000 vectors, and slower.
+            buffer_size=_READ_BUFFER_BYTES,
+            pre_buffer=False,
             thrift_string_size_limit=_THRIFT_STRING_LIMIT,
             thrift_container_size_limit=_THRIFT_CONTAINER_LIMIT,
         ) as reader:
+            _check_row_counts(path, reader.metadata)
             yield reader
-    except (pa.ArrowException, OSError) as error:
+    # A damaged footer can hold names that are no UTF-8, which pyarrow does not call an ArrowException.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise CorruptParquet(
@@ -81,15 +103,51 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        found = reader.schema_arrow
-        if not found.equals(schema, check_metadata=False):
-            raise CorruptParquet(
-                path,
-                expected=f"columns {_spell(schema)}",
-                found=_spell(found),
-                remedy=_REMEDY,
-            )
+        _check_schema(path, schema, reader.schema_arrow)
         return reader.read(columns=list(columns) if columns is not None else None)
+
+
+def read_batches(
+    path: Path, schema: pa.Schema, *, batch_rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """As :func:`read_table`, a batch of rows at a time, so that memory does not grow with the file.
+
+    Args:
+        path: the file.
+        schema: what it was declared as when written.
+        batch_rows: most rows of a batch; batches may be smaller.
+        columns: which columns to read, all by default.
+
+    Raises:
+        CorruptParquet: if the file is damaged or was declared otherwise.
+    """
+    with open_reader(path) as reader:
+        _check_schema(path, schema, reader.schema_arrow)
+        yield from reader.iter_batches(
+            batch_size=batch_rows, columns=list(columns) if columns is not None else None
+        )
+
+
+def _check_row_counts(path: Path, footer: pq.FileMetaData) -> None:
+    """The footer has no checksum: a row group whose count is damaged would silently yield fewer rows."""
+    counted = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    if counted != footer.num_rows:
+        raise CorruptParquet(
+            path,
+            expected=f"{footer.num_rows} rows, as the footer says,",
+            found=f"{counted} in its row groups",
+            remedy=_REMEDY,
+        )
+
+
+def _check_schema(path: Path, schema: pa.Schema, found: pa.Schema) -> None:
+    if not found.equals(schema, check_metadata=False):
+        raise CorruptParquet(
+            path,
+            expected=f"columns {_spell(schema)}",
+            found=_spell(found),
+            remedy=_REMEDY,
+        )
 
 
 def _spell(schema: pa.Schema) -> str:

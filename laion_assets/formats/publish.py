@@ -135,13 +135,20 @@ class Draft:
         return self._folder / f"scratch-{name}"
 
 
-def publish(output: Output, recipe: Recipe, write: Callable[[Draft], Tally]) -> Manifest:
+def publish(
+    output: Output,
+    recipe: Recipe,
+    write: Callable[[Draft], Tally],
+    *,
+    also_intact: Callable[[], bool] | None = None,
+) -> Manifest:
     """Publish a partition, unless what is there already follows from the same recipe.
 
     Args:
         output: the files to publish.
         recipe: what their bytes follow from.
         write: writes every file of ``output`` into the draft it is given.
+        also_intact: whether what ``write`` left elsewhere is still there; asked once everything else is.
 
     Returns:
         The manifest of what is published now.
@@ -151,7 +158,7 @@ def publish(output: Output, recipe: Recipe, write: Callable[[Draft], Tally]) -> 
     """
     with _lease(output):
         existing = _intact(output)
-        if existing is not None and existing.recipe == recipe:
+        if existing is not None and existing.recipe == recipe and (also_intact is None or also_intact()):
             return existing
         started = time.monotonic()
         output.drafts.mkdir(parents=True, exist_ok=True)

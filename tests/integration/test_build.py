@@ -82,7 +82,7 @@ def test_a_range_of_shards_is_built_alone(build_all, tmp_path, web):
 
 def test_new_settings_redo_only_what_they_change(build_all, tmp_path, web):
     write_part(tmp_path / "raw", "part-0.parquet", web, 5)
-    settings, first = build_all(SETTINGS)
+    _, first = build_all(SETTINGS)
     same = build_all(SETTINGS + "[image]\nsize = 64\n")[1]
     assert same.failures == {}
     assert not any(name == "images" for name, _ in same.manifests)

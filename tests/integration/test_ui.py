@@ -40,7 +40,8 @@ def ui(demo, tmp_path):
     try:
         deadline = time.monotonic() + _START_S
         while not _answers(address):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "ui.log").read_text()
+            assert process.poll() is None, (tmp_path / "ui.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "ui.log").read_text()
             time.sleep(0.5)
         yield address
     finally:

@@ -22,7 +22,7 @@ def test_part_is_named_by_its_file_up_to_the_first_dot():
     assert part_id(name) == "part-00000-5b54c5d5-bbcf-484d-a2ce-0d6f73df1a36-c000"
 
 
-@pytest.mark.parametrize("name", ["", ".hidden.parquet", "../x.parquet", "a b.parquet", "a" * 300, "ä.parquet"])
+@pytest.mark.parametrize("name", ["", ".a.parquet", "../x.parquet", "a b.parquet", "a" * 300, "ä.parquet"])
 def test_part_that_could_not_be_a_file_name_is_refused(name):
     with pytest.raises(SettingsError, match="raw file"):
         part_id(name)

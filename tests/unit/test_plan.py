@@ -54,7 +54,12 @@ def test_shards_placed_elsewhere_keep_their_numbers():
 
 @pytest.mark.parametrize(
     ("rows_per_shard", "shard", "row", "key"),
-    [(10_000, 12, 34, "000120034"), (100, 2, 7, "0000207"), (1_000, 41_454, 999, "41454999"), (1, 3, 0, "000030")],
+    [
+        (10_000, 12, 34, "000120034"),
+        (100, 2, 7, "0000207"),
+        (1_000, 41_454, 999, "41454999"),
+        (1, 3, 0, "000030"),
+    ],
 )
 def test_keys_are_those_of_img2dataset(rows_per_shard, shard, row, key):
     assert ShardPlan(rows_per_shard=rows_per_shard).key(ShardId(shard), row) == key
@@ -72,7 +77,14 @@ def test_a_plan_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "rows_per_shard": 1, "entries": [{}], "placed": []}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 9}',
+        '{"format": 1, "rows_per_shard": 1, "entries": [{}], "placed": []}',
+    ],
 )
 def test_what_is_no_plan_is_named(tmp_path, text):
     path = Layout(tmp_path).shard_plan().only

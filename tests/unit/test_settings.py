@@ -62,7 +62,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path, monkeypatch):
         ("[fetch]\nattempt = 1", "fetch.attempt"),
         ("[raw]\nsource_schema = 'laion5b'", "laion400m, laion2b, relaion, coyo700m, datacomp, cc12m"),
         ("[raw", "is not TOML"),
-        ("[fetch]\ncontact = \"a\\nInjected: b\"", "fetch.contact"),
+        ('[fetch]\ncontact = "a\\nInjected: b"', "fetch.contact"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(tmp_path, text, names):

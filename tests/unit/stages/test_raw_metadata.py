@@ -109,7 +109,7 @@ def test_cc12m_is_text(tmp_path):
     [
         (pa.table({"url": ["a"], "alt": ["b"]}), "expected a column 'TEXT', found url, alt"),
         (pa.table({"URL": [1], "TEXT": ["b"]}), "values of URL that fit string, found type int64"),
-        (pa.table({"URL": ["a"], "TEXT": ["b"], "similarity": ["0.3"]}), "values of similarity that fit double"),
+        (pa.table({"URL": ["a"], "TEXT": ["b"], "similarity": ["0.3"]}), "similarity that fit double"),
     ],
 )
 def test_a_file_of_another_data_set_is_refused(tmp_path, table, found):
@@ -161,7 +161,10 @@ def test_a_part_is_fetched_by_http(tmp_path, server):
 
 
 def test_secrets_are_not_recorded():
-    assert without_secrets("https://me:pw@example.org:8/a/b.parquet?sig=x#y") == "https://example.org:8/a/b.parquet"
+    assert (
+        without_secrets("https://me:pw@example.org:8/a/b.parquet?sig=x#y")
+        == "https://example.org:8/a/b.parquet"
+    )
     assert without_secrets("/data/a.parquet") == "/data/a.parquet"
 
 

@@ -67,7 +67,7 @@ def test_rows_that_cannot_be_asked_for_are_marked_and_counted(planned):
     found = read_table(layout.samples(ShardId(0)).only, SAMPLES)
     assert manifest.rows == 10
     assert found["set_aside"].to_pylist() == [
-        None, "missing_url", "similarity_above_one", "similarity_below_zero", None, None, None, None, None, None,
+        None, "missing_url", "similarity_above_one", "similarity_below_zero", *[None] * 6,
     ]  # fmt: skip
     assert manifest.counts == {
         "asked_for": 7,

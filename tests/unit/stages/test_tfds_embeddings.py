@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,19 @@ def test_more_rows_than_are_held_at_a_time(layout: Layout) -> None:
     )
     write_tfds_embeddings(_SHARD, layout, 4)
     _check(layout, rows, image[positions], text[positions])
+
+
+def test_memory_does_not_grow_with_the_shard(layout: Layout) -> None:
+    total = 40_000  # 82 MB of vectors, in one row group
+    image = np.tile(vectors(4_000), (10, 1))
+    write_embedding_inputs(layout, _SHARD, _rows(_keys(total)), image, image)
+    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        write_tfds_embeddings(_SHARD, layout)
+    finally:
+        pa.set_memory_pool(before)
+    assert 1_000_000 < pool.max_memory() < 45_000_000
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:

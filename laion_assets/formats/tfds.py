@@ -1,0 +1,313 @@
+"""What TensorFlow Datasets reads, made without TensorFlow: features, examples, shard names, metadata.
+
+The data set is ``laion400m`` 1.0.0 as tensorflow-datasets 4.9.10 defines it (vision_language/laion400m),
+so that its own class reads these files by name. Knows nothing of stages.
+
+An example is a ``tf.train.Example`` (tensorflow/core/example/{example,feature}.proto), put together here
+byte by byte: protobuf writes a map in an order that differs from process to process, and this is also
+several times faster. Its features come in order of their names, so equal rows give equal bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from struct import Struct
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laion_assets.errors import CorruptParquet
+from laion_assets.formats.publish import fingerprint, write_durably
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION
+from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
+
+Config = Literal["images", "embeddings"]
+
+SPLIT: Final = "train"
+DEFAULT_CONFIG: Final[Config] = "images"
+METADATA_FILES: Final = ("features.json", "nsfw.labels.txt", "dataset_info.json")
+
+_NSFW_TAGS: Final = tuple(str(tag) for tag in NsfwTag)
+
+# -- features and metadata ------------------------------------------------------------------------
+
+
+def features(config: Config, width: int = EMBEDDING_WIDTH) -> Any:  # noqa: ANN401 (TFDS is untyped)
+    """The data set's ``tfds.features.FeaturesDict``, doc strings included, as the official class has it.
+
+    Args:
+        config: which of the two configs.
+        width: elements of a vector; of ``embeddings`` only.
+    """
+    import tensorflow_datasets as tfds
+
+    described = {
+        "caption": tfds.features.Text(doc="HTML alt-text attribute"),
+        "nsfw": tfds.features.ClassLabel(
+            names=_NSFW_TAGS,
+            doc=(
+                "NSFW tag (detected with CLIP). Incohesive and missing tags"
+                f" are replaced with {NsfwTag.UNTAGGED}"
+            ),
+        ),
+        "similarity": tfds.features.Scalar(
+            np.float64,
+            doc=tfds.features.Documentation(
+                desc=(
+                    "cosine similarity score between the text and image embedding. "
+                    f"Missing values default to {MISSING_SIMILARITY}"
+                ),
+                value_range="[0.0, 1.0]",
+            ),
+        ),
+        "license": tfds.features.Text(doc="type of Creative Commons license (if applicable)"),
+        "url": tfds.features.Text(doc="image URL"),
+        "original_width": tfds.features.Scalar(np.int32, doc="original width of the image"),
+        "original_height": tfds.features.Scalar(np.int32, doc="original height of the image"),
+    }
+    if config == "images":
+        described["image"] = tfds.features.Image(doc="image")
+    else:
+        for name, doc in (
+            ("image_embedding", "CLIP image embedding"),
+            ("text_embedding", "CLIP text embedding"),
+        ):
+            described[name] = tfds.features.Tensor(shape=(width,), dtype=np.float16, doc=doc)
+    return tfds.features.FeaturesDict(described)
+
+
+def shard_file_name(shard: int, shard_count: int) -> str:
+    """Name by which TFDS looks for one of ``shard_count`` shards (``tfds.core.ShardedFileTemplate``)."""
+    digits = max(5, len(str(shard_count)))
+    return f"{DATASET_NAME}-{SPLIT}.tfrecord-{shard:0{digits}d}-of-{shard_count:0{digits}d}"
+
+
+def write_metadata(
+    folder: Path,
+    config: Config,
+    *,
+    shard_lengths: Sequence[int],
+    payload_bytes: int,
+    width: int = EMBEDDING_WIDTH,
+) -> None:
+    """Write ``METADATA_FILES``, in this order, and sync them.
+
+    TFDS takes a folder without ``dataset_info.json`` for one that is being prepared, so it comes last.
+
+    Args:
+        folder: where the shards are, or will be once the folder has its final name.
+        config: which of the two configs.
+        shard_lengths: examples of each shard; TFDS passes over a shard of 0, whose file may be missing.
+        payload_bytes: bytes of all records' payloads, without framing.
+        width: elements of a vector; of ``embeddings`` only.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.vision_language.laion400m import laion400m as official
+
+    identity = tfds.core.DatasetIdentity(
+        name=DATASET_NAME,
+        version=tfds.core.Version(DATASET_VERSION),
+        data_dir=os.fspath(folder),
+        module_name=official.__name__,
+        config_name=config,
+        release_notes=official.Laion400m.RELEASE_NOTES,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=official._DESCRIPTION,  # noqa: SLF001 (the text has no public name)
+        features=features(config, width),
+        homepage=official._HOMEPAGE,  # noqa: SLF001
+        citation=official._CITATION,  # noqa: SLF001
+    )
+    info.set_file_format("tfrecord")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=DATASET_NAME, split=SPLIT, filetype_suffix="tfrecord"
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=list(shard_lengths),
+        num_bytes=payload_bytes,
+        filename_template=template,
+    )
+    info.set_splits(tfds.core.splits.SplitDict([split]))
+    info.write_to_directory(folder)
+    for name in METADATA_FILES:
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def settings_of(config: Config, width: int) -> str:
+    """Fingerprint, for a recipe, of the settings that shape the examples of a config."""
+    return fingerprint({"width": width}) if config == "embeddings" else ""
+
+
+def write_default_config(path: Path) -> None:
+    """Write which config ``tfds.builder("laion400m", data_dir=...)`` opens, unless it is written already.
+
+    Args:
+        path: ``.config/metadata.json`` beside the configs' folders (TFDS, ``load_default_config_name``).
+    """
+    text = f'{{"default_config_name": "{DEFAULT_CONFIG}"}}'.encode()
+    if not path.exists() or path.read_bytes() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, text)
+
+
+# -- examples on the wire -------------------------------------------------------------------------
+
+
+class ExampleMetadata(NamedTuple):
+    """What an example holds besides its picture or vectors.
+
+    Attributes:
+        caption: alt text.
+        license: licence, or ''.
+        nsfw: index of the tag among ``NsfwTag``.
+        original_height: pixels.
+        original_width: pixels.
+        similarity: cosine, or -1.0; stored as float32, as TFDS stores a float64 scalar.
+        url: address of the picture.
+    """
+
+    caption: str
+    license: str
+    nsfw: int
+    original_height: int
+    original_width: int
+    similarity: float
+    url: str
+
+
+def example_metadata(rows: pa.RecordBatch, path: Path) -> Iterator[ExampleMetadata]:
+    """Metadata of each row of a normalized table.
+
+    Args:
+        rows: rows with the columns that ``ExampleMetadata`` names, ``nsfw`` as text.
+        path: the file they come from, for the error.
+
+    Raises:
+        CorruptParquet: if a tag is none of the four.
+    """
+    labels = pc.index_in(rows["nsfw"], value_set=pa.array(_NSFW_TAGS))
+    if labels.null_count:
+        unknown = rows["nsfw"].filter(pc.is_null(labels))[0].as_py()
+        raise CorruptParquet(
+            path,
+            expected=f"nsfw to be one of {', '.join(_NSFW_TAGS)}",
+            found=repr(unknown),
+            remedy="Delete its manifest to have it made again.",
+        )
+    columns = [labels if name == "nsfw" else rows[name] for name in ExampleMetadata._fields]
+    return map(ExampleMetadata._make, zip(*(column.to_pylist() for column in columns), strict=True))
+
+
+def encode_image_example(image: bytes, metadata: ExampleMetadata) -> bytes:
+    """An example of the config ``images`` as a serialized ``tf.train.Example``.
+
+    Args:
+        image: a JPEG or PNG file.
+        metadata: the rest.
+    """
+    caption, license_, url = metadata.caption.encode(), metadata.license.encode(), metadata.url.encode()
+    return _example(
+        _opening("caption", _BYTES, len(caption)),
+        caption,
+        _opening("image", _BYTES, len(image)),
+        image,
+        _opening("license", _BYTES, len(license_)),
+        license_,
+        _integer("nsfw", metadata.nsfw),
+        _integer("original_height", metadata.original_height),
+        _integer("original_width", metadata.original_width),
+        _opening("similarity", _FLOATS, _FLOAT.size),
+        _FLOAT.pack(metadata.similarity),
+        _opening("url", _BYTES, len(url)),
+        url,
+    )
+
+
+def encode_embedding_example(
+    image_embedding: npt.NDArray[np.float16],
+    text_embedding: npt.NDArray[np.float16],
+    metadata: ExampleMetadata,
+) -> bytes:
+    """An example of the config ``embeddings`` as a serialized ``tf.train.Example``.
+
+    Args:
+        image_embedding: vector of the picture, float16 (width,); float32 of the same values will do.
+        text_embedding: vector of the caption, of the same shape.
+        metadata: the rest.
+    """
+    caption, license_, url = metadata.caption.encode(), metadata.license.encode(), metadata.url.encode()
+    # tf.train.Example knows no float16: TFDS stores each element as float32 and casts it back on reading.
+    image, text = image_embedding.astype("<f4").tobytes(), text_embedding.astype("<f4").tobytes()
+    return _example(
+        _opening("caption", _BYTES, len(caption)),
+        caption,
+        _opening("image_embedding", _FLOATS, len(image)),
+        image,
+        _opening("license", _BYTES, len(license_)),
+        license_,
+        _integer("nsfw", metadata.nsfw),
+        _integer("original_height", metadata.original_height),
+        _integer("original_width", metadata.original_width),
+        _opening("similarity", _FLOATS, _FLOAT.size),
+        _FLOAT.pack(metadata.similarity),
+        _opening("text_embedding", _FLOATS, len(text)),
+        text,
+        _opening("url", _BYTES, len(url)),
+        url,
+    )
+
+
+# The one protobuf tag byte of `Example.features`, `Features.feature`, the map entry's key, and the `value`
+# of each list (packed, for numbers): field 1, length-delimited.
+_FIELD_1: Final = b"\x0a"
+# The map entry's value: field 2, length-delimited.
+_FIELD_2: Final = b"\x12"
+# `Feature.kind`: bytes_list is field 1, float_list 2, int64_list 3.
+_BYTES: Final = b"\x0a"
+_FLOATS: Final = b"\x12"
+_INTEGERS: Final = b"\x1a"
+
+_FLOAT: Final = Struct("<f")
+_TWO_TO_THE_64: Final = 1 << 64
+
+
+def _example(*parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return _FIELD_1 + _varint(len(body)) + body
+
+
+# Few lengths make up most of a shard, and vectors have one.
+@lru_cache(maxsize=65_536)
+def _opening(name: str, kind: bytes, length: int) -> bytes:
+    """Everything of a feature before its ``length`` bytes of text, picture, packed floats or varints."""
+    value = _FIELD_1 + _varint(length)
+    feature = kind + _varint(len(value) + length)
+    key = _FIELD_1 + _varint(len(name)) + name.encode()
+    entry = key + _FIELD_2 + _varint(len(feature) + len(value) + length)
+    whole = len(entry) + len(feature) + len(value) + length
+    return _FIELD_1 + _varint(whole) + entry + feature + value
+
+
+@lru_cache(maxsize=65_536)
+def _integer(name: str, value: int) -> bytes:
+    # A negative int64 is the varint of its two's complement.
+    encoded = _varint(value % _TWO_TO_THE_64)
+    return _opening(name, _INTEGERS, len(encoded)) + encoded
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,0 +1,294 @@
+"""The TFDS data sets: every shard that is there, under the names and the metadata that TFDS reads.
+
+``<data_dir>/laion400m/<config>/1.0.0`` is a link to a folder that is built beside it and never changes
+afterwards, so that a reader finds the data set as it was before or as it is now. The shards in it are hard
+links: a data set costs no second copy, and a shard that is made again does not change under a reader.
+A shard keeps its number; those not there yet are recorded with length 0, which TFDS passes over.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
+from laion_assets.formats import tfds
+from laion_assets.formats.publish import (
+    Draft,
+    Manifest,
+    Recipe,
+    Tally,
+    fingerprint,
+    publish,
+    read_manifest,
+    require,
+    sha256_of,
+    sync_folder,
+)
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION, EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.schema import EMBEDDING_WIDTH
+
+CODE_VERSION: Final = "1"
+
+# Another file system, one without hard links, too many of them, or a file of another user's
+# (Linux, fs.protected_hardlinks).
+_NO_HARD_LINK: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def publish_dataset(
+    config: tfds.Config, layout: Layout, *, shard_count: int, width: int = EMBEDDING_WIDTH
+) -> Manifest:
+    """Publish a config over every shard that is there, unless the data set holds just these already.
+
+    The published record lists each shard with its examples and bytes, and the shards that are missing.
+    Counts: ``examples``, ``shards_present``, ``shards_missing``.
+
+    Args:
+        config: ``images`` or ``embeddings``.
+        layout: where its shards are and where the data set goes.
+        shard_count: how many shards the data set has once all are there; the N of ``-of-N``.
+        width: elements of a vector; of ``embeddings`` only.
+
+    Raises:
+        MissingInput: if no shard is there, or one was written with another width.
+        PlanError: if a shard is there whose number is beyond ``shard_count``.
+        CorruptInput: if a shard's file is not the one its manifest vouches for, or if something that is
+            not this stage's is in the data set's place.
+        ShardBusy: if a shard is made again meanwhile.
+    """
+    shards = _published_shards(config, layout, shard_count, width)
+    _refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
+    tfds.write_default_config(layout.tfds_default_config)
+    dataset = _Dataset(config=config, layout=layout, shard_count=shard_count, width=width, shards=shards)
+    return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
+
+
+def _published_shards(
+    config: tfds.Config, layout: Layout, shard_count: int, width: int
+) -> Mapping[int, Manifest]:
+    """Number of each shard that is there -> its manifest, ascending."""
+    outputs = [_shard_output(config, layout, number) for number in range(shard_count)]
+    example = _shard_output(config, layout, 0)
+    names = {path.name for path in example.folder.iterdir()} if example.folder.exists() else set()
+    known = {output.manifest.name for output in outputs}
+    beyond = sorted(name for name in names - known if name.endswith(".manifest.json"))
+    if beyond:
+        raise PlanError(
+            f"{example.folder / beyond[0]} is of a shard beyond the {shard_count} of {config}: put back what "
+            f"the shard was made from, or delete it with its manifest to leave it out ({len(beyond)} in all)"
+        )
+    shards = {
+        number: require(output) for number, output in enumerate(outputs) if output.manifest.name in names
+    }
+    if not shards:
+        raise MissingInput(
+            f"no shard of {example.stage} is there yet in {example.folder}: materialize {example.stage} first"
+        )
+    settings = tfds.settings_of(config, width)
+    for number, manifest in shards.items():
+        if manifest.recipe.settings != settings:
+            raise MissingInput(
+                f"{outputs[number]} was not written with vectors of {width} elements: materialize it again"
+            )
+    return shards
+
+
+def _shard_output(config: tfds.Config, layout: Layout, number: int) -> Output:
+    if config == "images":
+        return layout.tfds_images(ShardId(number))
+    return layout.tfds_embeddings(EmbeddingShardId(number))
+
+
+def _refuse_stranger(link: Path, builds: Path) -> None:
+    if not os.path.lexists(link) or (link.is_symlink() and link.readlink().parent == Path(builds.name)):
+        return
+    raise CorruptInput(
+        link,
+        expected=f"nothing, or a link into {builds.name} beside it",
+        found=f"a link to {link.readlink()}" if link.is_symlink() else "a folder or a file",
+        remedy="It is not of this project's making: move it away.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    """One config over the shards that are there.
+
+    Attributes:
+        config: ``images`` or ``embeddings``.
+        layout: where its shards are and where the data set goes.
+        shard_count: how many shards the data set has once all are there.
+        width: elements of a vector.
+        shards: number of each shard that is there -> its manifest, ascending.
+    """
+
+    config: tfds.Config
+    layout: Layout
+    shard_count: int
+    width: int
+    shards: Mapping[int, Manifest]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        # There can be tens of thousands of shards, so one fingerprint stands for all.
+        versions = {str(ShardId(number)): manifest.data_version for number, manifest in self.shards.items()}
+        settings = {
+            "shard_count": self.shard_count,
+            "width": self.width,
+            "tensorflow-datasets": version("tensorflow-datasets"),
+        }
+        return Recipe(
+            code_version=CODE_VERSION,
+            settings=fingerprint(settings),
+            inputs={f"tfds_{self.config}": fingerprint(versions)},
+        )
+
+    @property
+    def examples(self) -> int:
+        return sum(manifest.counts["examples"] for manifest in self.shards.values())
+
+    @property
+    def payload_bytes(self) -> int:
+        return sum(manifest.counts["payload_bytes"] for manifest in self.shards.values())
+
+    @property
+    def _digest(self) -> str:
+        return fingerprint(asdict(self.recipe))
+
+    def write(self, draft: Draft) -> Tally:
+        """Build the folder, point the link at it, and write the record."""
+        link, builds = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
+        before = link.readlink().name if link.is_symlink() else None
+        builds.mkdir(parents=True, exist_ok=True)
+        _remove(folder for folder in builds.iterdir() if folder.name != before and not _is_finished(folder))
+        build = self._make_build(builds)
+        record = self._record(build)
+        draft.only.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _point(link, build)
+        # Whoever resolved the link earlier still reads the build before this one.
+        _remove(folder for folder in builds.iterdir() if folder.name not in (before, build.name))
+        counts = {
+            "examples": self.examples,
+            "shards_present": len(self.shards),
+            "shards_missing": self.shard_count - len(self.shards),
+        }
+        return Tally(rows=self.examples, counts=counts)
+
+    def is_intact(self) -> bool:
+        """Whether the link leads to a build of these shards that has every file, of the recorded size."""
+        link = self.layout.tfds_version(self.config)
+        try:
+            target = link.readlink()
+            record = json.loads(self.layout.dataset(self.config).only.read_bytes())
+            with os.scandir(link) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries}
+            metadata = {name: sha256_of(link / name) for name in tfds.METADATA_FILES}
+        except (FileNotFoundError, ValueError):
+            return False  # built again, which is the cure
+        shards = {name: manifest.bytes for name, manifest in self._files()}
+        return (
+            target.name.startswith(self._digest)
+            and shards.items() <= sizes.items()
+            and metadata == record.get("metadata")
+        )
+
+    def _files(self) -> Iterator[tuple[str, Manifest]]:
+        """Name of each shard's file in the data set, and its manifest; a shard of no examples has none."""
+        for number, manifest in self.shards.items():
+            if manifest.counts["examples"]:
+                yield tfds.shard_file_name(number, self.shard_count), manifest
+
+    def _make_build(self, builds: Path) -> Path:
+        build = _new_folder(builds, self._digest)
+        for number, manifest in self.shards.items():
+            output = _shard_output(self.config, self.layout, number)
+            if manifest.counts["examples"]:
+                _link(output.only, build / tfds.shard_file_name(number, self.shard_count))
+            # Asked after linking: a shard made again since has another manifest by now, or none.
+            if read_manifest(output) != manifest:
+                raise ShardBusy(
+                    f"{output} was made again while the data set was put together: run this again"
+                )
+        tfds.write_metadata(
+            build,
+            self.config,
+            shard_lengths=[
+                self.shards[number].counts["examples"] if number in self.shards else 0
+                for number in range(self.shard_count)
+            ],
+            payload_bytes=self.payload_bytes,
+            width=self.width,
+        )
+        sync_folder(build)
+        return build
+
+    def _record(self, build: Path) -> dict[str, Any]:
+        return {
+            "name": DATASET_NAME,
+            "config": self.config,
+            "version": DATASET_VERSION,
+            "shard_count": self.shard_count,
+            "examples": self.examples,
+            "bytes": sum(manifest.bytes for _, manifest in self._files()),
+            "payload_bytes": self.payload_bytes,
+            "metadata": {name: sha256_of(build / name) for name in tfds.METADATA_FILES},
+            "shards": {
+                str(ShardId(number)): {
+                    "examples": manifest.counts["examples"],
+                    "bytes": manifest.bytes,
+                    "data_version": manifest.data_version,
+                }
+                for number, manifest in self.shards.items()
+            },
+            "shards_missing": [
+                str(ShardId(number)) for number in range(self.shard_count) if number not in self.shards
+            ],
+        }
+
+
+def _new_folder(builds: Path, digest: str) -> Path:
+    """A folder of a name that was not there; one of the same shards may be, damaged or in use."""
+    folder = next(folder for number in count() if not (folder := builds / f"{digest}-{number}").exists())
+    folder.mkdir()
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINK:
+            raise
+        with source.open("rb") as file, target.open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
+def _point(link: Path, build: Path) -> None:
+    sync_folder(build.parent)
+    draft = link.with_name(f".{link.name}.draft")
+    draft.unlink(missing_ok=True)
+    # Relative, so that the data root can be moved.
+    draft.symlink_to(build.relative_to(link.parent))
+    draft.replace(link)
+    sync_folder(link.parent)
+
+
+def _is_finished(build: Path) -> bool:
+    """False for what a run that was killed has left."""
+    return (build / tfds.METADATA_FILES[-1]).exists()
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in list(folders):
+        shutil.rmtree(folder, ignore_errors=True)  # what stays is removed next time

@@ -1,0 +1,279 @@
+"""Stock TensorFlow Datasets reads, by name and from the folder, exactly what went in."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
+
+from laion_assets.formats import tfds as formats
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.schema import NsfwTag
+from laion_assets.stages.laion400m import publish_dataset
+from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
+from laion_assets.stages.tfds_images import write_tfds_images
+
+# TFDS 4.9.10 asks protobuf 6 for what it now calls otherwise (dataset_info.py, read_from_directory).
+pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
+
+_CAPTIONS = ("plain", "", "日本語 🙂 e\u0301", "a|b\n\tc\x00d\x1b", "x" * 61_192)
+_SIMILARITIES = (-1.0, 0.0, 0.3, 1.0, 0.31234567891234567)
+_TAGS = tuple(NsfwTag)
+
+# Shards that are there -> their examples; 0, 3 and 6 are missing, 4 has no examples.
+_SHARDS = {1: 5, 2: 1, 4: 0, 5: 7}
+_SHARD_COUNT = 7
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A published config, and its rows by URL."""
+
+    layout: Layout
+    rows: dict[str, Row]
+    image: dict[str, np.ndarray]
+    text: dict[str, np.ndarray]
+
+
+def _row(shard: int, number: int) -> Row:
+    return Row(
+        key=f"{shard:05d}{number:04d}",
+        url=f"http://example.org/{shard}/{number}?ü",
+        caption=_CAPTIONS[number % len(_CAPTIONS)],
+        nsfw=str(_TAGS[(shard + number) % len(_TAGS)]),
+        similarity=_SIMILARITIES[number % len(_SIMILARITIES)],
+        license=("", "?", "https://creativecommons.org/licenses/by/4.0/")[number % 3],
+        original_height=(number * 9_999) % 18_850,
+        original_width=39_580 - number,
+        picture=picture(
+            shard * 100 + number,
+            size=(7 + number, 5 + number),
+            format_=("JPEG", "PNG")[number % 2],
+            mode=("RGB", "RGB", "L")[number % 3],
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    layout = Layout(tmp_path_factory.mktemp("images"))
+    rows = {}
+    for number, examples in _SHARDS.items():
+        shard_rows = [_row(number, row) for row in range(examples)]
+        write_image_inputs(layout, ShardId(number), shard_rows)
+        write_tfds_images(ShardId(number), layout)
+        rows |= {row.url: row for row in shard_rows}
+    publish_dataset("images", layout, shard_count=_SHARD_COUNT)
+    return Dataset(layout, rows, {}, {})
+
+
+def _publish_embeddings(root: Path, width: int) -> Dataset:
+    layout = Layout(root)
+    found = Dataset(layout, {}, {}, {})
+    for number, examples in _SHARDS.items():
+        shard, rows = EmbeddingShardId(number), [_row(number, row) for row in range(examples)]
+        image, text = vectors(examples, width, seed=number), vectors(examples, width, seed=100 + number)
+        if examples:
+            # The smallest and largest values of a float16, and a negative zero.
+            image[0, :6] = np.array([1, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x8000], np.uint16).view(np.float16)
+        write_embedding_inputs(layout, shard, rows, image, text)
+        write_tfds_embeddings(shard, layout, width)
+        found.rows.update({row.url: row for row in rows})
+        found.image.update({row.url: vector for row, vector in zip(rows, image, strict=True)})
+        found.text.update({row.url: vector for row, vector in zip(rows, text, strict=True)})
+    publish_dataset("embeddings", layout, shard_count=_SHARD_COUNT, width=width)
+    return found
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return _publish_embeddings(tmp_path_factory.mktemp("embeddings"), 512)
+
+
+def _builder(dataset: Dataset, config: str, way: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    data_dir = str(dataset.layout.tfds_data_dir)
+    if way == "by name":
+        builder = tfds.builder(f"laion400m/{config}", data_dir=data_dir)
+        assert type(builder).__name__ == "Laion400m"
+        return builder
+    return tfds.builder_from_directory(str(dataset.layout.tfds_version(config)))
+
+
+def _read(builder: Any, split: str = "train") -> list[dict[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    return list(tfds.as_numpy(builder.as_dataset(split=split)))
+
+
+def _check_metadata(found: dict[str, Any], row: Row) -> None:
+    assert found["caption"] == row.caption.encode()
+    assert found["license"] == row.license.encode()
+    assert found["nsfw"] == _TAGS.index(NsfwTag(row.nsfw))
+    assert found["similarity"].dtype == np.float64
+    assert found["similarity"] == np.float64(np.float32(row.similarity))
+    assert (found["original_height"], found["original_width"]) == (row.original_height, row.original_width)
+
+
+_WAYS = pytest.mark.parametrize("way", ["by name", "from directory"])
+
+
+@_WAYS
+def test_images_are_what_went_in(images: Dataset, way: str) -> None:
+    builder = _builder(images, "images", way)
+    assert builder.info.splits["train"].num_examples == sum(_SHARDS.values())
+    assert builder.info.splits["train"].shard_lengths == [_SHARDS.get(k, 0) for k in range(_SHARD_COUNT)]
+    found = _read(builder)
+    assert sorted(example["url"].decode() for example in found) == sorted(images.rows)
+    for example in found:
+        row = images.rows[example["url"].decode()]
+        _check_metadata(example, row)
+        assert example["image"].dtype == np.uint8
+        with Image.open(io.BytesIO(row.picture)) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+        assert example["image"].shape == pixels.shape
+        # JPEG decoders round differently.
+        assert np.abs(example["image"].astype(int) - pixels).max() <= (opened.format == "JPEG") * 4
+
+
+def test_image_bytes_are_what_went_in(images: Dataset) -> None:
+    import tensorflow_datasets as tfds
+
+    builder = _builder(images, "images", "by name")
+    raw = builder.as_dataset(split="train", decoders={"image": tfds.decode.SkipDecoding()})
+    for example in tfds.as_numpy(raw):
+        assert example["image"] == images.rows[example["url"].decode()].picture
+
+
+@_WAYS
+def test_embeddings_are_what_went_in(embeddings: Dataset, way: str) -> None:
+    found = _read(_builder(embeddings, "embeddings", way))
+    assert sorted(example["url"].decode() for example in found) == sorted(embeddings.rows)
+    for example in found:
+        url = example["url"].decode()
+        _check_metadata(example, embeddings.rows[url])
+        for name, vectors_ in (("image_embedding", embeddings.image), ("text_embedding", embeddings.text)):
+            assert example[name].dtype == np.float16
+            assert example[name].tobytes() == vectors_[url].tobytes()
+
+
+def test_vectors_of_another_width_are_read_from_the_directory(tmp_path: Path) -> None:
+    narrow = _publish_embeddings(tmp_path, 8)
+    found = _read(_builder(narrow, "embeddings", "from directory"))
+    for example in found:
+        assert example["text_embedding"].tobytes() == narrow.text[example["url"].decode()].tobytes()
+
+
+def test_load_by_name_with_the_default_config(images: Dataset) -> None:
+    import tensorflow_datasets as tfds
+
+    loaded = tfds.load("laion400m/images", split="train", data_dir=str(images.layout.tfds_data_dir))
+    assert len(loaded) == sum(_SHARDS.values())
+    builder = tfds.builder("laion400m", data_dir=str(images.layout.tfds_data_dir))
+    assert builder.builder_config.name == "images"
+    assert len(_read(builder)) == sum(_SHARDS.values())
+    stored = tfds.core.dataset_builder.load_default_config_name(images.layout.tfds_default_config.parents[1])
+    assert stored == "images"
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [
+        ("train[:1]", 1),
+        ("train[5:6]", 1),  # across the missing shards 3 and 4
+        ("train[4:8]", 4),
+        ("train[-1:]", 1),
+        ("train[:50%]", 6),
+    ],
+)
+def test_slices_pass_over_missing_shards(images: Dataset, split: str, count: int) -> None:
+    builder = _builder(images, "images", "by name")
+    assert len(_read(builder, split)) == count
+
+
+def test_even_splits_hold_everything_once(images: Dataset) -> None:
+    import tensorflow_datasets as tfds
+
+    builder = _builder(images, "images", "from directory")
+    found = [
+        example["url"].decode()
+        for split in tfds.even_splits("train", 3, drop_remainder=False)
+        for example in _read(builder, split)
+    ]
+    assert sorted(found) == sorted(images.rows)
+
+
+def test_a_growing_data_set_is_read_anew(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    write_image_inputs(layout, ShardId(0), [_row(0, 0)])
+    write_tfds_images(ShardId(0), layout)
+    publish_dataset("images", layout, shard_count=2)
+    dataset = Dataset(layout, {}, {}, {})
+    opened = _builder(dataset, "images", "from directory")
+    write_image_inputs(layout, ShardId(1), [_row(1, 0), _row(1, 1)])
+    write_tfds_images(ShardId(1), layout)
+    publish_dataset("images", layout, shard_count=2)
+    assert len(_read(opened)) == 1
+    assert len(_read(_builder(dataset, "images", "by name"))) == 3
+
+
+@pytest.mark.parametrize("config", ["images", "embeddings"])
+def test_metadata_is_byte_for_byte_the_official_classs(
+    tmp_path: Path, images: Dataset, embeddings: Dataset, config: formats.Config
+) -> None:
+    import tensorflow_datasets as tfds
+
+    ours = {"images": images, "embeddings": embeddings}[config].layout.tfds_version(config)
+    official = tfds.builder(f"laion400m/{config}", data_dir=str(tmp_path / "elsewhere"))
+    read = tfds.builder_from_directory(str(ours)).info.splits["train"]
+    info = official.info
+    info.set_file_format("tfrecord")
+    info.set_splits(
+        tfds.core.splits.SplitDict(
+            [
+                tfds.core.SplitInfo(
+                    name="train", shard_lengths=read.shard_lengths, num_bytes=int(read.num_bytes)
+                )
+            ]
+        )
+    )
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    info.write_to_directory(theirs)
+    assert sorted(path.name for path in theirs.iterdir()) == sorted(formats.METADATA_FILES)
+    for name in formats.METADATA_FILES:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+
+def test_numbytes_is_what_tfds_itself_would_record(images: Dataset) -> None:
+    split = _builder(images, "images", "by name").info.splits["train"]
+    sizes = [path.stat().st_size - 16 * split.shard_lengths[number] for number, path in _shard_files(images)]
+    assert int(split.num_bytes) == sum(sizes)
+
+
+def _shard_files(dataset: Dataset) -> list[tuple[int, Path]]:
+    folder = dataset.layout.tfds_version("images")
+    names = {number: formats.shard_file_name(number, _SHARD_COUNT) for number in range(_SHARD_COUNT)}
+    return [(number, folder / name) for number, name in names.items() if (folder / name).exists()]
+
+
+def test_tensorflow_verifies_our_records_and_we_verify_tensorflows(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from laion_assets.formats.tfrecord import read_records, write_records
+
+    payloads = [b"", b"a", bytes(range(256)) * 300]
+    write_records(tmp_path / "ours", payloads)
+    assert [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "ours"))] == payloads
+    with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
+        for payload in payloads:
+            writer.write(payload)
+    assert list(read_records(tmp_path / "theirs")) == payloads
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
