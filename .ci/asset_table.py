@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from laion_assets.layout import Layout
-from laion_assets.pipeline import STAGES, Axis
+from laion_assets.partitions import Axis
+from laion_assets.pipeline import STAGES
 from laion_assets.quality.checks import rules_of
 
 _EXAMPLE_KEYS = {Axis.PART: "PART", Axis.SHARD: "00042", Axis.EMBEDDING_SHARD: "00007", Axis.NONE: ""}

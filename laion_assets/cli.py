@@ -160,7 +160,8 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     The exit code is 1 if a rule that blocks fails; warnings do not change it.
     """
     from laion_assets.formats.publish import read_manifest
-    from laion_assets.pipeline import STAGES, Axis, find_partitions
+    from laion_assets.partitions import Axis, find_partitions
+    from laion_assets.pipeline import STAGES
     from laion_assets.quality.checks import evaluate, rules_of
 
     settings = Settings.load(settings_file)

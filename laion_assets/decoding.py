@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
+from PIL import Image
+
 from laion_assets.errors import LaionAssetsError
 from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
 from laion_assets.schema import Outcome
@@ -57,8 +59,8 @@ class Decoder:
 
     @property
     def process_ids(self) -> list[int]:
-        """Ids of the processes that run now."""
-        return [worker.process.pid for worker in self._all]
+        """Ids of the processes that have started and run now."""
+        return [worker.process.pid for worker in self._all if worker.is_ready]
 
     async def decode(self, body: bytes) -> Stored | Undecodable:
         """Run :func:`laion_assets.image.check_and_resize` in one of the processes.
@@ -128,10 +130,12 @@ class _Worker:
 
     def __init__(self, process: Process) -> None:
         self.process = process
+        self.is_ready = False
 
     async def greet(self) -> None:
         if await self._read(len(_READY)) != _READY:
             raise EOFError
+        self.is_ready = True
 
     async def ask(self, body: bytes) -> Stored | Undecodable:
         assert self.process.stdin is not None
@@ -189,6 +193,7 @@ def main() -> None:
     # Whatever a library prints must not land among the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    Image.MAX_IMAGE_PIXELS = None  # the policy's own limit counts, above Pillow's too
     _limit_memory(policy.worker_memory_bytes)
     answers.write(_READY)
     answers.flush()

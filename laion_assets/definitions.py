@@ -9,7 +9,7 @@ from laion_assets.defs.checks import build_checks
 from laion_assets.defs.jobs import build_jobs
 from laion_assets.defs.partitions import PartitionSets
 from laion_assets.defs.recording import Watcher
-from laion_assets.pipeline import find_partitions
+from laion_assets.partitions import find_partitions
 from laion_assets.settings import Settings
 
 

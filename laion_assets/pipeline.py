@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 import pyarrow as pa
 
 from laion_assets import schema
-from laion_assets.errors import MissingInput, PlanError
+from laion_assets.errors import PlanError
 from laion_assets.formats.publish import Manifest
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
-from laion_assets.plan import ShardPlan
+from laion_assets.partitions import Axis, read_plan
 from laion_assets.settings import Settings
 from laion_assets.stages import (
     catalog,
@@ -36,15 +35,6 @@ from laion_assets.stages import (
     tfds_embeddings,
     tfds_images,
 )
-
-
-class Axis(StrEnum):
-    """What a stage's partitions are."""
-
-    PART = "part"
-    SHARD = "shard"
-    EMBEDDING_SHARD = "embedding shard"
-    NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,58 +64,6 @@ class Stage:
     kinds: frozenset[str]
     description: str
     columns: pa.Schema | None = None
-
-
-@dataclass(frozen=True)
-class Partitions:
-    """Partition keys of each axis, ascending, as the files on disk have them now.
-
-    Attributes:
-        parts: the raw source's parts, and those planned earlier.
-        shards: the plan's shards.
-        embedding_shards: embedding shards found in their source.
-        part_of: shard -> the part that holds its rows; shards made elsewhere have none.
-    """
-
-    parts: tuple[str, ...]
-    shards: tuple[str, ...]
-    embedding_shards: tuple[str, ...]
-    part_of: Mapping[str, str]
-
-    def keys(self, axis: Axis) -> tuple[str, ...]:
-        """Keys of one axis; none where it has no partitions."""
-        return {
-            Axis.PART: self.parts,
-            Axis.SHARD: self.shards,
-            Axis.EMBEDDING_SHARD: self.embedding_shards,
-            Axis.NONE: (),
-        }[axis]
-
-
-def find_partitions(settings: Settings) -> Partitions:
-    """Read the plan, and look at the sources.
-
-    Raises:
-        SettingsError: if a source is named that is not there.
-    """
-    plan = read_plan(settings)
-    part_of = {str(shard): entry.part for entry in plan.entries for shard in plan.shards_of(entry.part)}
-    parts = dict.fromkeys([*(entry.part for entry in plan.entries), *settings.raw_files()])
-    found = embeddings.find_embedding_shards(settings.embeddings.source)
-    return Partitions(
-        parts=tuple(parts),
-        shards=tuple(str(shard) for shard in plan.shards),
-        embedding_shards=tuple(str(shard) for shard in sorted(found)),
-        part_of=MappingProxyType(part_of),
-    )
-
-
-def read_plan(settings: Settings) -> ShardPlan:
-    """The plan of the data root; an empty one where there is none yet."""
-    try:
-        return ShardPlan.load(settings.layout)
-    except MissingInput:
-        return ShardPlan(rows_per_shard=settings.rows_per_shard)
 
 
 # -- how each stage is called ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from laion_assets.defs.build import Request, pending
 from laion_assets.defs.recording import Watcher
@@ -19,15 +19,21 @@ from laion_assets.settings import Settings
 class ProgressBar(Watcher):
     """Moves a bar by one for each partition that ends."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, settings: Settings, request: Request) -> None:
         self._progress = progress
-        self._task = task
+        self._settings = settings
+        self._request = request
+        self._task = progress.add_task("starting", total=pending(settings, request))
 
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | LaionAssetsError) -> None:
         """Move the bar and name the partition."""
         name = stage.name if key == stage.name else f"{stage.name} {key}"
         failed = "" if isinstance(outcome, Manifest) else " failed"
         self._progress.update(self._task, advance=1, description=f"{name}{failed}")
+        if stage.name == "shard_plan":
+            # Only now is it known how many shards there are.
+            done = self._progress.tasks[self._task].completed
+            self._progress.update(self._task, total=done + pending(self._settings, self._request))
 
 
 @contextmanager
@@ -40,6 +46,4 @@ def showing_progress(settings: Settings, request: Request, console: Console) -> 
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        # Before the plan is made nobody knows how many shards there will be.
-        task = progress.add_task("starting", total=pending(settings, request) or None)
-        yield ProgressBar(progress, task)
+        yield ProgressBar(progress, settings, request)

@@ -15,6 +15,15 @@ import numpy.typing as npt
 _BLOCK_ROWS: Final = 512
 
 
+# What is held in memory at once: about 40 MiB of float32 or 20 MiB of float16, twice.
+_PIECE_ELEMENTS: Final = 10_000 * 512
+
+
+def rows_at_a_time(width: int) -> int:
+    """How many vectors of ``width`` elements to take at once, so that memory stays flat: 10,000 of 512."""
+    return max(1, min(10_000, _PIECE_ELEMENTS // width))
+
+
 def as_float16(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
     """Vectors (rows, width) in little-endian float16: themselves if they are.
 

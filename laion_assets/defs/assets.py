@@ -4,7 +4,8 @@ import dagster as dg
 
 from laion_assets.defs.partitions import PartitionSets
 from laion_assets.defs.recording import Watcher, materialize_partitions, materialize_whole
-from laion_assets.pipeline import STAGES, Axis, Stage
+from laion_assets.partitions import Axis
+from laion_assets.pipeline import STAGES, Stage
 from laion_assets.schema import describe
 from laion_assets.settings import Settings
 

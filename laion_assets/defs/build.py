@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import dagster as dg
 
@@ -10,7 +11,8 @@ from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Watcher
 from laion_assets.errors import LaionAssetsError
 from laion_assets.formats.publish import Manifest, read_manifest
-from laion_assets.pipeline import STAGE_BY_NAME, STAGES, Axis, Stage, find_partitions
+from laion_assets.partitions import Axis, find_partitions
+from laion_assets.pipeline import STAGE_BY_NAME, STAGES, Stage
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
 
@@ -105,7 +107,7 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
 
 
 def pending(settings: Settings, request: Request) -> int:
-    """How many partitions of partitioned stages a build would take up, as far as is known beforehand."""
+    """How many partitions a build has before it, as far as is known: the plan may add shards."""
     found = find_partitions(settings)
     wanted = {
         Axis.PART: found.parts,
@@ -113,13 +115,13 @@ def pending(settings: Settings, request: Request) -> int:
         Axis.EMBEDDING_SHARD: found.embedding_shards
         if request.embedding_shards is None
         else request.embedding_shards,
-        Axis.NONE: (),
     }
-    return sum(
+    missing = sum(
         request.again or read_manifest(stage.output(settings.layout, key)) is None
         for stage in STAGES
-        for key in wanted[stage.axis]
+        for key in wanted.get(stage.axis, ())
     )
+    return missing + len(_PUBLICATION)
 
 
 def _materialize_missing(
@@ -172,8 +174,11 @@ def _materialize(
     tags: dict[str, str],
 ) -> None:
     definitions = build_definitions(settings, watcher=done)
+    assets = cast(
+        "list[dg.AssetsDefinition]", [*(definitions.assets or []), *(definitions.asset_checks or [])]
+    )
     dg.materialize(
-        [*(definitions.assets or []), *(definitions.asset_checks or [])],
+        assets,
         selection=dg.AssetSelection.assets(*names),
         instance=instance,
         tags=tags,

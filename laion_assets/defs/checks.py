@@ -65,17 +65,17 @@ def _record(
             metadata=_metadata(verdict),
         )
     for key, verdict in verdicts.items():
-        context.op_execution_context.log_event(
-            dg.AssetCheckEvaluation(
-                asset_key=dg.AssetKey(rule.stage),
-                check_name=rule.name,
-                passed=verdict.passed,
-                severity=_severity(rule),
-                metadata=_metadata(verdict),
-                partition=key,
-                blocking=rule.blocking,
-            )
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(rule.stage),
+            check_name=rule.name,
+            passed=verdict.passed,
+            severity=_severity(rule),
+            metadata=_metadata(verdict),
+            partition=key,
+            blocking=rule.blocking,
         )
+        # Dagster 1.13.27 takes evaluations here, though its annotation does not say so.
+        context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
     failed = [key for key, verdict in verdicts.items() if not verdict.passed]
     return dg.AssetCheckResult(
         asset_key=rule.stage,

@@ -3,7 +3,8 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from laion_assets.pipeline import STAGES, Axis
+from laion_assets.partitions import Axis
+from laion_assets.pipeline import STAGES
 
 
 def build_jobs() -> list[UnresolvedAssetJobDefinition]:

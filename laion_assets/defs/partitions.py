@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from laion_assets.pipeline import STAGE_BY_NAME, Axis, Partitions, Stage
+from laion_assets.partitions import Axis, Partitions
+from laion_assets.pipeline import STAGE_BY_NAME, Stage
 
 
 @dataclass(frozen=True)

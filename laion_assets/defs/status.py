@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from laion_assets.formats.publish import read_manifest
-from laion_assets.pipeline import STAGES, Axis, Stage, find_partitions
+from laion_assets.partitions import Axis, find_partitions
+from laion_assets.pipeline import STAGES, Stage
 from laion_assets.settings import Settings
 
 

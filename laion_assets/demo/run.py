@@ -23,7 +23,8 @@ from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import require
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
-from laion_assets.pipeline import STAGES, Axis, find_partitions
+from laion_assets.partitions import Axis, find_partitions
+from laion_assets.pipeline import STAGES
 from laion_assets.progress import showing_progress
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.settings import SETTINGS_FILE, Settings
@@ -111,11 +112,11 @@ def _shard_table(settings: Settings, shards: Sequence[str]) -> Table:
 
 def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
     """Caption and pixels of every example, from the TFRecords themselves."""
-    from tensorflow_datasets.proto.tf_example_pb2 import Example
+    from tensorflow_datasets.proto import tf_example_pb2
 
     for key in shards:
         for payload in read_records(layout.tfds_images(ShardId.parse(key)).only):
-            feature = Example.FromString(payload).features.feature
+            feature = tf_example_pb2.Example.FromString(payload).features.feature
             with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as picture:
                 yield feature["caption"].bytes_list.value[0].decode(), np.asarray(picture.convert("RGB"))
 

@@ -23,8 +23,14 @@ class FetchPolicy(Policy):
     """How often a URL is asked for when its failure may pass."""
     backoff_s: float = Field(default=0.5, ge=0)
     """First pause before another attempt; it doubles, with jitter."""
+    retry_after_s: float = Field(default=10.0, ge=0)
+    """Longest pause that a server's Retry-After may ask for; one that asks for more is not asked again."""
     max_body_bytes: int = Field(default=20 * MIB, ge=1)
     """Longest body accepted."""
+    large_body_bytes: int = Field(default=1 * MIB, ge=1)
+    """A body longer than this needs one of ``large_bodies`` places, which bounds the memory."""
+    large_bodies: int = Field(default=8, ge=1)
+    """Long bodies held in memory at once; the others wait, and the wait counts against no timeout."""
     max_redirects: int = Field(default=5, ge=0, le=20)
     """How many redirects are followed, each checked like the first URL."""
     ports: tuple[int, ...] = (80, 443, 8000, 8080, 8443)

@@ -16,12 +16,22 @@ class Thresholds(Policy):
     """Share of rows with a similarity outside [similarity_low, 1] above which a warning is given."""
     similarity_null_share: float = Field(default=0.12, ge=0, le=1)
     """9.5 % of the rows had none in a pre-release snapshot."""
+    similarity_impossible_share: float = Field(default=0.0, ge=0, le=1)
+    """No cosine is above 1, and the release's filter left none below 0; every such row is worth a warning."""
     duplicate_share: float = Field(default=0.01, ge=0, le=1)
     """(URL, TEXT) was the release's key, so repeated pairs are an anomaly."""
     null_url_share: float = Field(default=0.01, ge=0, le=1)
     """Rows with neither URL nor TEXT exist, but they are rare."""
+    null_text_share: float = Field(default=0.01, ge=0, le=1)
+    """As for URL: the release asked for a text of at least one character."""
+    set_aside_share: float = Field(default=0.02, ge=0, le=1)
+    """Share of a shard's rows that are never asked for above which a warning is given: as rare as their
+    reasons, a missing URL and an impossible similarity."""
     success_share_low: float = Field(default=0.45, ge=0, le=1)
     """50 to 75 % of the URLs were alive in late 2024; far below that, suspect the resolver (0.5 to 5 %)."""
+    bad_vector_share: float = Field(default=0.001, ge=0, le=1)
+    """Share of vectors that are not finite or not of length 1 above which a warning is given; the release's
+    all are."""
     norm_tolerance: float = Field(default=0.01, gt=0)
     """L2 norms of the release's vectors lie between 0.9999 and 1.0003; float16 alone costs 0.001."""
     cosine_median_difference: float = Field(default=0.02, gt=0)
@@ -32,3 +42,5 @@ class Thresholds(Policy):
     """Share of rows off above which vectors and metadata do not belong together."""
     sampled_images: int = Field(default=64, ge=1)
     """Pictures of a shard decoded in full by the check that a picture is what its row says."""
+    sampled_shards: int = Field(default=16, ge=1)
+    """Shards of a data set whose records are counted by the check that it holds what it says."""

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from laion_assets.defs.instance import open_instance
-from laion_assets.pipeline import STAGES, Axis, find_partitions
+from laion_assets.partitions import Axis, find_partitions
+from laion_assets.pipeline import STAGES
 from laion_assets.quality.checks import rules_of
 from laion_assets.settings import Settings
 

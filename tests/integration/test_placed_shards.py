@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tensorflow_datasets.proto.tf_example_pb2 import Example
+from tensorflow_datasets.proto import tf_example_pb2
 
 from laion_assets.demo.dataset import captions_true
 from laion_assets.demo.scenes import Scene, paint
@@ -89,7 +89,7 @@ DROPPABLE = {"NSFW", "similarity", "LICENSE"}
 
 def examples(layout, shard):
     for payload in read_records(layout.tfds_images(ShardId(shard)).only):
-        feature = Example.FromString(payload).features.feature
+        feature = tf_example_pb2.Example.FromString(payload).features.feature
         with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as picture:
             yield (
                 feature["url"].bytes_list.value[0].decode(),

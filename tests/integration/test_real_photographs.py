@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
-from tensorflow_datasets.proto.tf_example_pb2 import Example
+from tensorflow_datasets.proto import tf_example_pb2
 
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import ShardId
@@ -65,7 +65,7 @@ def test_every_photograph_keeps_its_own_metadata(build_all, tmp_path, shared_dat
     seen = set()
     for shard in (0, 1):
         for payload in read_records(settings.layout.tfds_images(ShardId(shard)).only):
-            feature = Example.FromString(payload).features.feature
+            feature = tf_example_pb2.Example.FromString(payload).features.feature
             url = feature["url"].bytes_list.value[0].decode()
             assert feature["caption"].bytes_list.value[0].decode() == expected[url]["TEXT"]
             assert feature["similarity"].float_list.value[0] == np.float32(expected[url]["similarity"])

@@ -1,0 +1,118 @@
+"""Which addresses may be connected to. Decides at the socket, and knows nothing of URLs.
+
+An address is judged when its socket is made, so that literals, answers of the resolver, answers that
+change between two lookups, and every redirect pass the same gate.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from laion_assets.fetch.policy import FetchPolicy
+
+# What getaddrinfo returns: family, type, protocol, canonical name, socket address.
+AddrInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[object, ...]]
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Not for us although `ipaddress.is_global` of Python 3.11 passes them (IANA's special-purpose registries).
+_REFUSED: Final[tuple[tuple[_Network, str], ...]] = tuple(
+    (ipaddress.ip_network(network), reason)
+    for network, reason in (
+        ("0.0.0.0/8", "this network"),
+        ("168.63.129.16/32", "Azure's host"),
+        ("192.0.0.0/24", "IETF protocol assignments"),
+        ("192.88.99.0/24", "6to4 relays"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("::/96", "IPv4-compatible"),
+        ("64:ff9b:1::/48", "local NAT64"),
+        ("2001::/32", "Teredo"),
+        ("3fff::/20", "documentation"),
+        ("5f00::/16", "segment routing"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+    )
+)
+
+# RFC 6052's well-known prefix: the last 32 bits are the IPv4 address that is reached.
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class RefusedAddress(OSError):
+    """A connection that the policy does not allow.
+
+    An OSError, because aiohttp then tries the host's other addresses; if none is left, this is the cause
+    of its ClientConnectorError.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EACCES, reason)
+        self.reason = reason
+
+
+def refusal(address: str, *, allow_loopback: bool) -> str | None:
+    """Why an address may not be connected to, or None where it may.
+
+    Args:
+        address: IPv4 or IPv6 address; one that carries another (IPv4-mapped, NAT64, 6to4) is judged by
+            the one that would be reached.
+        allow_loopback: whether 127.0.0.0/8 and ::1 may.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return "not an address"
+    return _judge(parsed, allow_loopback=allow_loopback)
+
+
+def guarded_socket_factory(policy: FetchPolicy) -> Callable[[AddrInfo], socket.socket]:
+    """A ``socket_factory`` for aiohttp's TCPConnector that makes sockets for allowed addresses only.
+
+    The factory raises :class:`RefusedAddress` for any other address, and for ports not in
+    ``policy.ports``; an allowed loopback address may have any port.
+    """
+
+    def make_socket(info: AddrInfo) -> socket.socket:
+        family, kind, protocol, _, address = info
+        reason = _endpoint_refusal(family, address, policy)
+        if reason is not None:
+            raise RefusedAddress(reason)
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return make_socket
+
+
+def _endpoint_refusal(family: int, address: tuple[object, ...], policy: FetchPolicy) -> str | None:
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return "not an internet address"
+    host, port = str(address[0]), address[1]
+    reason = refusal(host, allow_loopback=policy.allow_loopback)
+    if reason is not None or port in policy.ports:
+        return reason
+    is_loopback = refusal(host, allow_loopback=False) is not None
+    return None if is_loopback else f"port {port}"
+
+
+def _judge(address: _Address, *, allow_loopback: bool) -> str | None:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return _judge(address.ipv4_mapped, allow_loopback=allow_loopback)
+        carried = address.sixtofour
+        if address in _NAT64:
+            carried = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if carried is not None and (reason := _judge(carried, allow_loopback=False)):
+            return reason
+    if address.is_loopback:
+        return None if allow_loopback else "loopback"
+    for network, reason in _REFUSED:
+        if address.version == network.version and address in network:
+            return reason
+    if address.is_link_local:
+        return "link-local"
+    return None if address.is_global else "not a public address"

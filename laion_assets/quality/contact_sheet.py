@@ -1,0 +1,211 @@
+"""Draws a shard's pictures with what the data set says of them, for eyes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from laion_assets.errors import CorruptTar
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import require
+from laion_assets.layout import Layout, ShardId
+from laion_assets.quality.plots import font_path
+from laion_assets.quality.text import printable
+from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES
+
+_SIDE: Final = 200
+_PADDING: Final = 10
+_LINE: Final = 16
+_CAPTION_LINES: Final = 3
+_TEXT_LINES: Final = 2 + _CAPTION_LINES
+_CELL_WIDTH: Final = _SIDE + _PADDING
+_CELL_HEIGHT: Final = _SIDE + _PADDING + _TEXT_LINES * _LINE + _PADDING
+_HEADER_HEIGHT: Final = 2 * _LINE + 2 * _PADDING
+
+# Longer captions do not fit three lines of the narrowest letters.
+_CAPTION_CHARACTERS: Final = 300
+_HEADER_CHARACTERS: Final = 300
+_MOST_FAILURES: Final = 4
+
+_MAX_PIXELS: Final = 50_000_000
+"""As many as ImagePolicy decodes by default; shards made elsewhere may hold any size."""
+
+_PAPER: Final = (255, 255, 255)
+_INK: Final = (25, 25, 25)
+_PALE_INK: Final = (105, 105, 105)
+_PLACEHOLDER: Final = (225, 225, 225)
+
+_COLUMNS: Final = ("key", "caption", "nsfw", "similarity", "image_sha256", "tar_offset", "tar_bytes")
+
+
+def draw_contact_sheet(
+    layout: Layout, shard: ShardId, path: Path, *, columns: int = 6, limit: int = 48
+) -> int:
+    """Draw the first pictures of a shard as a grid, in key order, and save it as a PNG.
+
+    Beneath each picture are its key, tag and similarity, and its caption, wrapped and cut; characters that
+    the font lacks are boxes. The header counts the shard's rows, examples and most frequent failures.
+
+    Args:
+        layout: where the shard's files are.
+        shard: an image shard that is normalized.
+        path: where to write the PNG.
+        columns: pictures side by side.
+        limit: most pictures drawn.
+
+    Returns:
+        How many pictures were drawn.
+
+    Raises:
+        MissingInput: if the shard is not normalized yet.
+        CorruptTar: if a picture in the tar is not the one that its row describes.
+    """
+    require(layout.images(shard))
+    require(layout.normalized_images(shard))
+    table = parquet.read_table(layout.normalized_table(shard), NORMALIZED_IMAGES, columns=_COLUMNS)
+    rows = table.slice(0, limit).to_pylist()
+    columns = max(1, min(columns, len(rows)))
+    # The header needs some width even above a single picture.
+    size = (
+        max(4, columns) * _CELL_WIDTH + _PADDING,
+        _HEADER_HEIGHT + -(-len(rows) // columns) * _CELL_HEIGHT,
+    )
+    pen = _Pen(Image.new("RGB", size, _PAPER))
+    _draw_header(pen, layout, shard, shown=len(rows), examples=table.num_rows)
+    for place, (row, picture) in enumerate(zip(rows, _pictures(layout, shard, rows), strict=True)):
+        down, along = divmod(place, columns)
+        _draw_cell(pen, _PADDING + along * _CELL_WIDTH, _HEADER_HEIGHT + down * _CELL_HEIGHT, row, picture)
+    pen.sheet.save(path, format="PNG", optimize=True)
+    return len(rows)
+
+
+@dataclass
+class _Pen:
+    """A sheet and what writes on it."""
+
+    sheet: Image.Image
+
+    def __post_init__(self) -> None:
+        self.draw = ImageDraw.Draw(self.sheet)
+        # Basic layout neither joins nor reorders letters, whatever library Pillow was built with.
+        self.font, self.large_font = (
+            ImageFont.truetype(str(font_path()), size, layout_engine=ImageFont.Layout.BASIC)
+            for size in (12, 15)
+        )
+
+    def write(self, x: int, y: int, text: str, *, pale: bool = False, large: bool = False) -> None:
+        font = self.large_font if large else self.font
+        self.draw.text((x, y), text, fill=_PALE_INK if pale else _INK, font=font)
+
+    def fits(self, text: str, width: int) -> bool:
+        return self.font.getlength(text) <= width
+
+
+def _draw_header(pen: _Pen, layout: Layout, shard: ShardId, *, shown: int, examples: int) -> None:
+    manifest = require(layout.images(shard))
+    pen.write(_PADDING, _PADDING, f"Shard {shard}: {shown} of {examples:,} examples", large=True)
+    failures = Counter(
+        {
+            name.removeprefix("outcome:"): count
+            for name, count in manifest.counts.items()
+            if name.startswith("outcome:") and name != "outcome:success"
+        }
+    )
+    told = ", ".join(f"{name} {count:,}" for name, count in failures.most_common(_MOST_FAILURES))
+    rest = failures.total() - sum(count for _, count in failures.most_common(_MOST_FAILURES))
+    told += f", others {rest:,}" if rest else ""
+    line = f"{manifest.rows:,} rows; not fetched: {told or manifest.rows - manifest.counts.get('success', 0)}"
+    line = printable(line, _HEADER_CHARACTERS)
+    pen.write(_PADDING, _PADDING + _LINE + 6, _fit(pen, line, pen.sheet.width - 2 * _PADDING), pale=True)
+
+
+def _draw_cell(pen: _Pen, x: int, y: int, row: Mapping[str, Any], picture: Image.Image | str) -> None:
+    if isinstance(picture, str):
+        pen.draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_PLACEHOLDER)
+        pen.write(x + _PADDING, y + _SIDE // 2, _fit(pen, picture, _SIDE - 2 * _PADDING))
+    else:
+        pen.sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + (_SIDE - picture.height) // 2))
+    similarity = row["similarity"]
+    told = "no similarity" if similarity == MISSING_SIMILARITY else f"{similarity:.3f}"
+    lines = [printable(row["key"], 40), f"{printable(row['nsfw'], 20)}  {told}"]
+    for number, line in enumerate(lines):
+        pen.write(x, y + _SIDE + 4 + number * _LINE, _fit(pen, line, _SIDE), pale=True)
+    for number, line in enumerate(_wrap(pen, printable(row["caption"], _CAPTION_CHARACTERS))):
+        pen.write(x, y + _SIDE + 4 + (len(lines) + number) * _LINE, line)
+
+
+def _wrap(pen: _Pen, text: str) -> list[str]:
+    """Lines of at most a picture's width; words that are too long are broken, and the last line is cut."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        if pen.fits(f"{line} {word}".strip(), _SIDE):
+            line = f"{line} {word}".strip()
+            continue
+        if line:
+            lines.append(line)
+        while not pen.fits(word, _SIDE):
+            lines.append(_first_that_fits(pen, word))
+            word = word[len(lines[-1]) :]
+        line = word
+    lines.append(line)
+    kept = lines[:_CAPTION_LINES]
+    if len(lines) > _CAPTION_LINES:
+        kept[-1] = _fit(pen, f"{kept[-1]}…", _SIDE)
+    return kept
+
+
+def _first_that_fits(pen: _Pen, word: str) -> str:
+    length = len(word)
+    while length > 1 and not pen.fits(word[:length], _SIDE):
+        length -= 1
+    return word[:length]
+
+
+def _fit(pen: _Pen, text: str, width: int) -> str:
+    """The text, cut to a width; a cut is shown."""
+    if pen.fits(text, width):
+        return text
+    while text and not pen.fits(f"{text}…", width):
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _pictures(layout: Layout, shard: ShardId, rows: list[dict[str, Any]]) -> Iterator[Image.Image | str]:
+    """Each picture, small enough for its cell, or why it cannot be shown; read in place from the tar."""
+    tar = layout.images_tar(shard)
+    with tar.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for row in rows:
+            offset, length = row["tar_offset"], row["tar_bytes"]
+            inside = 0 <= offset <= offset + length <= size
+            body = os.pread(file.fileno(), length, offset) if inside else b""
+            if hashlib.sha256(body).hexdigest() != row["image_sha256"]:
+                raise CorruptTar(
+                    tar,
+                    expected=f"the picture of key {row['key']} at byte {offset}",
+                    found="other bytes",
+                    remedy=f"Materialize normalized_images {shard} again.",
+                )
+            yield _thumbnail(body)
+
+
+def _thumbnail(body: bytes) -> Image.Image | str:
+    try:
+        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > _MAX_PIXELS:
+                return "too many pixels"
+            picture.draft("RGB", (_SIDE, _SIDE))
+            small = picture.convert("RGB")
+            small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            return small
+    except Exception:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
+        return "cannot be decoded"

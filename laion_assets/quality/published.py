@@ -1,0 +1,85 @@
+"""What is published below a data root: the files and manifests of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from laion_assets.formats.publish import Manifest, fingerprint, read_manifest
+from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
+
+_MANIFEST_SUFFIX: Final = ".manifest.json"
+
+# In the order of flow. The last two describe the others.
+_OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyType(
+    {
+        "raw_metadata": Layout.raw_metadata,
+        "shard_plan": lambda layout, _: layout.shard_plan(),
+        "samples": lambda layout, key: layout.samples(ShardId.parse(key)),
+        "images": lambda layout, key: layout.images(ShardId.parse(key)),
+        "normalized_images": lambda layout, key: layout.normalized_images(ShardId.parse(key)),
+        "tfds_images": lambda layout, key: layout.tfds_images(ShardId.parse(key)),
+        "laion400m_images": lambda layout, _: layout.dataset("images"),
+        "embeddings": lambda layout, key: layout.embeddings(EmbeddingShardId.parse(key)),
+        "embedding_join": lambda layout, key: layout.embedding_join(EmbeddingShardId.parse(key)),
+        "normalized_embeddings": lambda layout, key: layout.normalized_embeddings(
+            EmbeddingShardId.parse(key)
+        ),
+        "tfds_embeddings": lambda layout, key: layout.tfds_embeddings(EmbeddingShardId.parse(key)),
+        "laion400m_embeddings": lambda layout, _: layout.dataset("embeddings"),
+        "image_embeddings": lambda layout, key: layout.image_embeddings(ShardId.parse(key)),
+        "catalog": lambda layout, _: layout.catalog(),
+        "dataset_report": lambda layout, _: layout.dataset_report(),
+    }
+)
+
+STAGE_NAMES: Final = tuple(_OUTPUTS)
+DATA_STAGES: Final = tuple(name for name in STAGE_NAMES if name not in ("catalog", "dataset_report"))
+"""The stages that hold data, in flow order."""
+
+_UNPARTITIONED: Final = frozenset(
+    {"shard_plan", "laion400m_images", "laion400m_embeddings", "catalog", "dataset_report"}
+)
+_ANY_PARTITION: Final = "00000"
+
+
+def output_of(layout: Layout, stage: str, partition: str) -> Output:
+    """The files of one partition of a stage."""
+    return _OUTPUTS[stage](layout, partition)
+
+
+def sample_output(layout: Layout, stage: str) -> Output:
+    """The files of a partition that need not exist, to learn a stage's folder and file names from."""
+    return output_of(layout, stage, _ANY_PARTITION)
+
+
+def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
+    """Keys of a stage's published partitions, ascending."""
+    if stage in _UNPARTITIONED:
+        return (stage,) if output_of(layout, stage, stage).manifest.exists() else ()
+    folder = sample_output(layout, stage).folder
+    keys = (path.name.removesuffix(_MANIFEST_SUFFIX) for path in folder.glob(f"*{_MANIFEST_SUFFIX}"))
+    # A shard number may outgrow five digits.
+    return tuple(sorted(keys, key=lambda key: (len(key), key)))
+
+
+def manifests_of(layout: Layout, stage: str) -> dict[str, Manifest]:
+    """Partition -> manifest of everything that a stage has published, ascending.
+
+    Raises:
+        CorruptManifest: if a manifest cannot be read.
+    """
+    found = {key: read_manifest(output_of(layout, stage, key)) for key in partitions_of(layout, stage)}
+    # One may have been withdrawn since the folder was listed.
+    return {key: manifest for key, manifest in found.items() if manifest is not None}
+
+
+def version_of_everything(layout: Layout) -> str:
+    """Digest of the data version of every published partition of every stage that holds data."""
+    return fingerprint(
+        {
+            stage: {key: manifest.data_version for key, manifest in manifests_of(layout, stage).items()}
+            for stage in DATA_STAGES
+        }
+    )

@@ -1,0 +1,380 @@
+"""Rules of the images and of their normalized tables."""
+
+# ruff: noqa: S608 (queries are put together from this project's own words)
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from PIL import Image
+
+from laion_assets.errors import MisalignedShard
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import require
+from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.image import ImagePolicy
+from laion_assets.keys import global_keys
+from laion_assets.normalization import SIMILARITY_TOLERANCE
+from laion_assets.quality.rules.rule import (
+    Offences,
+    Query,
+    RowStream,
+    Rule,
+    Subject,
+    Verdict,
+    read_json_object,
+    spread,
+    stored_rows,
+)
+from laion_assets.schema import (
+    IMAGES,
+    MISSING_SIMILARITY,
+    NORMALIZED_IMAGES,
+    ROWS_SET_ASIDE,
+    SAMPLES,
+    NsfwTag,
+    Outcome,
+    Status,
+)
+
+PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
+"""What img2dataset's encode_format can be, and what TFDS's Image feature decodes."""
+
+# TFDS's reader decodes grey and RGB files of a three-channel feature to three channels, RGBA to four.
+_THREE_CHANNEL_MODES: Final = ("RGB", "L")
+
+_REQUIRED: Final = ("key", "status", "url")
+
+
+# -- images ---------------------------------------------------------------------------------------
+
+
+def _image_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a shard's table; where img2dataset wrote it, those it lacks are null.
+
+    Raises:
+        MisalignedShard: if it lacks what makes it a table of images.
+        CorruptParquet: if it is damaged, or its values are of other types.
+    """
+    with parquet.open_reader(path) as reader:
+        names = set(reader.schema_arrow.names)
+        if missing := [name for name in _REQUIRED if name not in names]:
+            raise MisalignedShard(
+                path,
+                expected=f"img2dataset's columns {', '.join(_REQUIRED)}",
+                found=f"no {', '.join(missing)}",
+                remedy="Place the Parquet file that img2dataset wrote beside the tar.",
+            )
+        found = reader.read(columns=[name for name in columns if name in names])
+        return pa.table(
+            {
+                name: found[name].cast(IMAGES.field(name).type)
+                if name in names
+                else pa.nulls(found.num_rows, IMAGES.field(name).type)
+                for name in columns
+            }
+        )
+
+
+def _image_rows(subject: Subject, columns: Sequence[str]) -> RowStream:
+    table = _image_table(subject.layout.images_table(subject.shard), columns)
+    return RowStream(schema=table.schema, batches=iter(table.to_batches()))
+
+
+def _keys_and_statuses(subject: Subject) -> list[tuple[str, str]]:
+    """Global key and status of every row of the images."""
+    path = subject.layout.images_table(subject.shard)
+    table = _image_table(path, ("key", "status"))
+    keys = global_keys(table["key"].combine_chunks(), subject.shard, path)
+    return list(zip(keys.to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def _rows_accounted_for(subject: Subject) -> Verdict:
+    samples = parquet.read_table(subject.layout.samples(subject.shard).only, SAMPLES, columns=["key"])
+    rows = _keys_and_statuses(subject)
+    asked, found = set(samples["key"].to_pylist()), {key for key, _ in rows}
+    offences = Offences()
+    for key in sorted(asked - found):
+        offences.add(key, "a sample without a row of images")
+    for key in sorted(found - asked):
+        offences.add(key, "a row of images without a sample")
+    for key, status in rows:
+        if status not in tuple(Status):
+            offences.add(key, f"status {status}")
+    statuses = Counter(status for _, status in rows)
+    return offences.verdict(rows=len(rows), figures={str(status): statuses[status] for status in Status})
+
+
+def _tar_holds_successes(subject: Subject) -> Verdict:
+    table = _image_table(subject.layout.images_table(subject.shard), ("key", "status"))
+    index = index_tar(subject.layout.images_tar(subject.shard))
+    pictures = {stem: _pictures(members) for stem, members in index.items()}
+    successes = {
+        key
+        for key, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+        if status == Status.SUCCESS
+    }
+    offences = Offences()
+    for stem in sorted(successes):
+        if len(pictures.get(stem, ())) != 1:
+            offences.add(stem, f"a success with {len(pictures.get(stem, ()))} pictures in the tar")
+    for stem in sorted(pictures.keys() - successes):
+        offences.add(stem, "in the tar, but no success")
+    stored = sum(member.size for members in pictures.values() for member in members)
+    return offences.verdict(
+        rows=len(successes), figures={"pictures": sum(map(len, pictures.values())), "picture_bytes": stored}
+    )
+
+
+def _pictures(members: Mapping[str, Member]) -> list[Member]:
+    return [members[extension] for extension in PICTURE_EXTENSIONS if extension in members]
+
+
+def _success_share(subject: Subject) -> Verdict:
+    """Of the rows that were asked for: those set aside say nothing about the web."""
+    table = _image_table(subject.layout.images_table(subject.shard), ("key", "status", "outcome"))
+    asked = [
+        status
+        for status, outcome in zip(table["status"].to_pylist(), table["outcome"].to_pylist(), strict=True)
+        if outcome != Outcome.SET_ASIDE
+    ]
+    failed = Counter(status for status in asked if status != Status.SUCCESS)
+    offences = Offences()
+    for status, count in failed.most_common():
+        offences.add(status, f"{count} of {len(asked)} rows asked for", count=count)
+    low = subject.thresholds.success_share_low
+    share = 1 - failed.total() / len(asked) if asked else 1.0
+    return Verdict(
+        passed=share >= low,
+        offending=failed.total(),
+        rows=len(asked),
+        examples=offences.examples if share < low else (),
+        figures={"success_share": share, "lowest_allowed": low},
+    )
+
+
+def _stats_agree(subject: Subject) -> Verdict:
+    path = subject.layout.images_stats(subject.shard)
+    statuses = Counter(status for _, status in _keys_and_statuses(subject))
+    expected = {
+        "count": statuses.total(),
+        "successes": statuses[Status.SUCCESS],
+        "failed_to_download": statuses[Status.FAILED_TO_DOWNLOAD],
+        "failed_to_resize": statuses[Status.FAILED_TO_RESIZE],
+    }
+    found = read_json_object(path)
+    offences = Offences()
+    for name, count in expected.items():
+        if found.get(name) != count:
+            offences.add(name, f"the table has {count}, {path.name} says {found.get(name)!r}")
+    return offences.verdict(rows=len(expected))
+
+
+# -- normalized_images ----------------------------------------------------------------------------
+
+
+def _normalized_rows(subject: Subject, columns: Sequence[str]) -> RowStream:
+    return stored_rows(subject.layout.normalized_table(subject.shard), NORMALIZED_IMAGES, columns)
+
+
+def _successes_accounted_for(subject: Subject) -> Verdict:
+    output = subject.layout.normalized_images(subject.shard)
+    table, aside = (output.path(name) for name in output.names)
+    examples = parquet.read_table(table, NORMALIZED_IMAGES, columns=["key"])["key"].to_pylist()
+    set_aside = parquet.read_table(aside, ROWS_SET_ASIDE, columns=["key"])["key"].to_pylist()
+    rows = _keys_and_statuses(subject)
+    succeeded = {key for key, status in rows if status == Status.SUCCESS}
+    offences = Offences()
+    for key, times in Counter([*examples, *set_aside]).items():
+        if times > 1:
+            offences.add(key, f"there {times} times among examples and rows set aside")
+        if key not in succeeded:
+            offences.add(key, "no success of images")
+    for key in sorted(succeeded - {*examples, *set_aside}):
+        offences.add(key, "a success that is neither an example nor set aside")
+    counts = require(output).counts
+    found = {
+        "rows": len(rows),
+        "examples": len(examples),
+        "set_aside": len(set_aside),
+        "failed": len(rows) - len(succeeded),
+    }
+    for name, count in found.items():
+        if counts.get(name) != count:
+            offences.add(name, f"the manifest counts {counts.get(name)}, the files {count}")
+    return offences.verdict(rows=len(rows), figures=found)
+
+
+def _sampled_pictures(subject: Subject) -> Verdict:
+    columns = ["key", "width", "height", "image_sha256", "tar_offset", "tar_bytes"]
+    path = subject.layout.normalized_table(subject.shard)
+    table = parquet.read_table(path, NORMALIZED_IMAGES, columns=columns)
+    chosen = spread(table.num_rows, subject.thresholds.sampled_images)
+    offences = Offences()
+    with subject.layout.images_tar(subject.shard).open("rb") as tar:
+        for row in table.take(pa.array(chosen, pa.int64())).to_pylist():
+            if wrong := _what_is_wrong(row, tar.fileno()):
+                offences.add(row["key"], wrong)
+    return offences.verdict(rows=len(chosen), figures={"examples": table.num_rows})
+
+
+def _what_is_wrong(row: Mapping[str, Any], tar: int) -> str | None:
+    """Why a stored picture is not the one its row describes; None if it is."""
+    offset, size = row["tar_offset"], row["tar_bytes"]
+    if offset < 0 or size < 0 or offset + size > os.fstat(tar).st_size:
+        return f"bytes {offset} to {offset + size} are not in the tar"
+    body = os.pread(tar, size, offset)
+    if (found := hashlib.sha256(body).hexdigest()) != row["image_sha256"]:
+        return f"sha256 is {found}, not {row['image_sha256']}"
+    try:
+        return _what_is_wrong_with_picture(row, body)
+    except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
+        return f"cannot be decoded: {type(error).__name__}: {error}"
+
+
+def _what_is_wrong_with_picture(row: Mapping[str, Any], body: bytes) -> str | None:
+    with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
+        if picture.size != (row["width"], row["height"]):
+            return f"{picture.width} x {picture.height} pixels, not {row['width']} x {row['height']}"
+        # Asked before anything is decoded: shards made elsewhere may hold any size.
+        if picture.width * picture.height > _MAX_PIXELS:
+            return f"{picture.width} x {picture.height} pixels are too many to decode"
+        if picture.mode not in _THREE_CHANNEL_MODES:
+            return f"mode {picture.mode} is not decoded to three channels"
+        picture.load()
+    return None
+
+
+_MAX_PIXELS: Final = ImagePolicy().max_pixels
+
+_TAGS: Final = ", ".join(f"'{tag}'" for tag in NsfwTag)
+NSFW_SQL: Final = f"SELECT key, 'nsfw ' || nsfw AS detail FROM rows WHERE nsfw NOT IN ({_TAGS})"
+SIMILARITY_SQL: Final = f"""
+    SELECT key, 'similarity ' || similarity AS detail FROM rows
+    WHERE isnan(similarity) OR NOT (similarity = {MISSING_SIMILARITY}
+                                    OR similarity BETWEEN 0 AND 1 + {SIMILARITY_TOLERANCE})
+"""
+URL_SQL: Final = "SELECT key, 'url is empty' AS detail FROM rows WHERE regexp_full_match(url, '\\s*')"
+
+_STATUSES: Final = ", ".join(f"'{status}'" for status in Status)
+_OUTCOMES: Final = ", ".join(f"'{outcome}'" for outcome in Outcome)
+
+IMAGE_RULES: Final = (
+    Rule(
+        name="rows_are_accounted_for",
+        stage="images",
+        blocking=True,
+        description="Every sample has one row, a success or a failure, and there are no other rows.",
+        check=_rows_accounted_for,
+        needs=("samples",),
+    ),
+    Rule(
+        name="keys_are_unique",
+        stage="images",
+        blocking=True,
+        description="No key is there twice.",
+        check=Query(
+            read=_image_rows,
+            columns=("key",),
+            sql="""
+                SELECT key, count(*) || ' rows' AS detail FROM rows GROUP BY key HAVING count(*) > 1
+            """,
+        ),
+    ),
+    Rule(
+        name="outcomes_are_known",
+        stage="images",
+        blocking=True,
+        description="Status and outcome are words of the vocabulary, and agree on what is a success.",
+        check=Query(
+            read=_image_rows,
+            columns=("key", "status", "outcome"),
+            # A table that img2dataset wrote has no outcomes.
+            sql=f"""
+                SELECT key, status || ', ' || coalesce(outcome, 'null') AS detail FROM rows
+                WHERE status NOT IN ({_STATUSES}) OR outcome NOT IN ({_OUTCOMES})
+                   OR (status = '{Status.SUCCESS}') <> (outcome = '{Outcome.SUCCESS}')
+            """,
+        ),
+    ),
+    Rule(
+        name="tar_holds_the_successes",
+        stage="images",
+        blocking=True,
+        description="The tar has one picture for each success, joined by key, and nothing for other rows.",
+        check=_tar_holds_successes,
+    ),
+    Rule(
+        name="success_share_is_usual",
+        stage="images",
+        blocking=False,
+        description="As many downloads succeeded as in other shards of these years.",
+        check=_success_share,
+    ),
+    Rule(
+        name="stats_agree",
+        stage="images",
+        blocking=False,
+        description="The counts in the shard's stats.json are those of its table.",
+        check=_stats_agree,
+    ),
+    Rule(
+        name="nsfw_is_one_of_four_tags",
+        stage="normalized_images",
+        blocking=True,
+        description="Every tag is a label of the TFDS feature.",
+        check=Query(read=_normalized_rows, columns=("key", "nsfw"), sql=NSFW_SQL),
+    ),
+    Rule(
+        name="similarity_is_a_cosine_or_missing",
+        stage="normalized_images",
+        blocking=True,
+        description="Every similarity is between 0 and 1, or exactly -1.0.",
+        check=Query(read=_normalized_rows, columns=("key", "similarity"), sql=SIMILARITY_SQL),
+    ),
+    Rule(
+        name="url_is_there",
+        stage="normalized_images",
+        blocking=True,
+        description="Every example has a URL.",
+        check=Query(read=_normalized_rows, columns=("key", "url"), sql=URL_SQL),
+    ),
+    Rule(
+        name="sizes_are_positive",
+        stage="normalized_images",
+        blocking=True,
+        description="Every picture, as served and as stored, has a width and a height.",
+        check=Query(
+            read=_normalized_rows,
+            columns=("key", "width", "height", "original_width", "original_height", "tar_bytes"),
+            sql="""
+                SELECT key, format('{} x {} of {} x {}, {} bytes', width, height, original_width,
+                                   original_height, tar_bytes) AS detail
+                FROM rows WHERE least(width, height, original_width, original_height, tar_bytes) < 1
+            """,
+        ),
+    ),
+    Rule(
+        name="successes_are_accounted_for",
+        stage="normalized_images",
+        blocking=True,
+        description="Every success is an example or set aside; with the failures they make all rows.",
+        check=_successes_accounted_for,
+        needs=("images",),
+    ),
+    Rule(
+        name="sampled_pictures_are_as_described",
+        stage="normalized_images",
+        blocking=True,
+        description="Pictures spread over the shard have their sha256 and size, and three channels.",
+        check=_sampled_pictures,
+        needs=("images",),
+    ),
+)

@@ -1,0 +1,268 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from embedding_inputs import cosines_of, metadata, pairs, place
+
+from laion_assets.errors import CorruptParquet, MissingInput
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Recipe, Tally, publish
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.quality.thresholds import Thresholds
+from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, image_embeddings
+from laion_assets.stages.embedding_join import join_embeddings
+from laion_assets.stages.embeddings import check_embeddings
+from laion_assets.stages.image_embeddings import join_image_embeddings
+
+SHARD = ShardId(12)
+WIDTH = 8
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(tmp_path / "data")
+
+
+def publish_images(layout, samples, *, shard=SHARD, row_digits=4):
+    """Normalized images: (row, url, caption) each."""
+    table = pa.table(
+        {
+            "key": [f"{shard}{row:0{row_digits}d}" for row, _, _ in samples],
+            "url": [url for _, url, _ in samples],
+            "caption": [caption for _, _, caption in samples],
+            **dict.fromkeys(("nsfw", "license", "image_sha256"), pa.array([""] * len(samples), pa.string())),
+            "similarity": pa.array([0.5] * len(samples), pa.float64()),
+            **{
+                name: pa.array([1] * len(samples), NORMALIZED_IMAGES.field(name).type)
+                for name in (
+                    "original_height",
+                    "original_width",
+                    "height",
+                    "width",
+                    "tar_offset",
+                    "tar_bytes",
+                )
+            },
+        }
+    ).select(NORMALIZED_IMAGES.names)
+
+    def write(draft):
+        examples, aside = layout.normalized_images(shard).names
+        parquet.write_table(draft.path(examples), table, NORMALIZED_IMAGES)
+        parquet.write_table(draft.path(aside), ROWS_SET_ASIDE.empty_table(), ROWS_SET_ASIDE)
+        return Tally(rows=table.num_rows)
+
+    publish(layout.normalized_images(shard), Recipe(code_version=json.dumps(samples)), write)
+
+
+def publish_vectors(layout, number, rows):
+    """A joined embedding shard of (shard_id, key, url, caption) rows; returns its vectors."""
+    cosines = cosines_of(len(rows), seed=number)
+    images, texts = pairs(cosines, width=WIDTH, seed=number)
+    shards, keys, urls, captions = ([row[column] for row in rows] for column in range(4))
+    table = metadata(
+        cosines,
+        shard_id=pa.array(shards, pa.int64()),
+        image_path=pa.array([key if isinstance(key, str) else None for key in keys], pa.string()),
+        key=pa.array([key if isinstance(key, int) else None for key in keys], pa.int64()),
+        url=pa.array(urls, pa.string()),
+        caption=pa.array(captions, pa.string()),
+    )
+    source = place(layout.root / "release", number, images, texts, table)
+    shard = EmbeddingShardId(number)
+    check_embeddings(shard, layout, str(source), WIDTH, Thresholds())
+    join_embeddings(shard, layout, Thresholds())
+    return images, texts
+
+
+def join(layout, numbers, *, shard=SHARD):
+    """The manifest, and (key, matched_by, embedding shard, vectors) of each row."""
+    manifest = join_image_embeddings(shard, layout, [EmbeddingShardId(number) for number in numbers], WIDTH)
+    table = parquet.read_table(layout.image_embeddings(shard).only, image_embeddings(WIDTH))
+    assert manifest.rows == table.num_rows
+    counts = manifest.counts
+    assert counts["samples"] == (
+        counts["matched_by_shard_and_key"] + counts["matched_by_url"] + counts["unmatched"]
+    )
+    return manifest, table.to_pylist()
+
+
+def assert_vectors(row, vectors, at):
+    images, texts = vectors
+    assert row["image_embedding"] == images[at].tobytes()
+    assert row["text_embedding"] == texts[at].tobytes()
+
+
+@pytest.mark.parametrize("key", [33, "33", "000000033", "000120033", 120033, "0033"])
+def test_local_and_global_keys_find_their_row(layout, key):
+    publish_images(layout, [(33, "http://a/33", "c"), (34, "http://a/34", "c")])
+    vectors = publish_vectors(layout, 0, [(11, key, "x", "c"), (12, key, "http://a/33", "other")])
+    manifest, (row,) = join(layout, [0])
+    assert (row["key"], row["matched_by"]) == ("000120033", "shard_and_key")
+    assert row["embedding_shard"] == "00000"
+    assert_vectors(row, vectors, 1)
+    assert manifest.counts == {
+        "samples": 2,
+        "matched_by_shard_and_key": 1,
+        "matched_by_url": 0,
+        "unmatched": 1,
+        "duplicates": 0,
+        "caption_differs": 0,
+        "embedding_shards": 1,
+        "embedding_shards_missing": 0,
+    }
+
+
+def test_shard_and_key_alone_prove_nothing(layout):
+    publish_images(layout, [(33, "http://a/33", "c")])
+    publish_vectors(layout, 0, [(12, 33, "http://b/of-another-numbering", "c")])
+    manifest, rows = join(layout, [0])
+    assert rows == []
+    assert manifest.counts["unmatched"] == 1
+
+
+@pytest.mark.parametrize("url", [None, ""])
+def test_without_an_address_shard_and_key_are_taken(layout, url):
+    publish_images(layout, [(33, "http://a/33", "c"), (34, "http://a/34", "c")])
+    vectors = publish_vectors(layout, 0, [(12, 34, url, None), (None, 33, url, "c")])
+    _, (row,) = join(layout, [0])
+    assert (row["key"], row["matched_by"]) == ("000120034", "shard_and_key")
+    assert_vectors(row, vectors, 0)
+
+
+def test_the_surest_match_wins_wherever_it_is(layout):
+    publish_images(layout, [(1, "http://a/1", "one")])
+    rows = [
+        (None, 1, "http://a/1", "another"),  # the address alone
+        (7, 1, "http://a/1", "one"),  # the address and the caption
+        (12, 1, None, None),  # shard and key, no address
+        (12, 1, "http://a/1", "another"),  # shard, key and address
+    ]
+    for number, row in enumerate(rows):
+        vectors = publish_vectors(layout, number, [row])
+        manifest, (found,) = join(layout, range(number + 1))
+        assert found["embedding_shard"] == f"{number:05d}"
+        assert found["matched_by"] == ("url" if number < 2 else "shard_and_key")
+        assert manifest.counts["caption_differs"] == (number == 0)
+        assert_vectors(found, vectors, 0)
+
+
+def test_of_several_rows_the_first_by_shard_and_row_is_taken_and_counted(layout):
+    publish_images(layout, [(1, "http://a/1", "one"), (2, "http://a/2", "two")])
+    publish_vectors(layout, 10, [(None, 0, "http://a/1", "one")])
+    vectors = publish_vectors(
+        layout,
+        9,
+        [(None, 0, "http://a/x", ""), (None, 0, "http://a/1", "one"), (None, 0, "http://a/1", "one")],
+    )
+    for numbers in ([9, 10], [10, 9, 9]):
+        layout.image_embeddings(SHARD).manifest.unlink(missing_ok=True)
+        manifest, (row,) = join(layout, numbers)
+        assert (row["embedding_shard"], manifest.counts["duplicates"]) == ("00009", 1)
+        assert_vectors(row, vectors, 1)
+
+
+def test_samples_of_one_address_take_the_row_of_their_caption(layout):
+    publish_images(layout, [(1, "http://a/1", "one"), (2, "http://a/1", ""), (3, "http://a/1", "three")])
+    vectors = publish_vectors(
+        layout,
+        0,
+        [(None, 5, "http://a/1", "four"), (None, 6, "http://a/1", None), (None, 7, "http://a/1", "one")],
+    )
+    manifest, rows = join(layout, [0])
+    assert [row["key"] for row in rows] == ["000120001", "000120002", "000120003"]
+    for row, at in zip(rows, (2, 1, 0), strict=True):
+        assert_vectors(row, vectors, at)
+    assert manifest.counts["caption_differs"] == 1
+
+
+def test_addresses_are_compared_exactly(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    publish_vectors(
+        layout, 0, [(12, 1, url, "c") for url in ("http://a/1 ", "HTTP://a/1", "https://a/1", "http://a/1#")]
+    )
+    assert join(layout, [0])[0].counts["unmatched"] == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["", "x", "-1", "²", "1_0", "9" * 30, 10_000, 130_001, "000130001", "0001200001", 2**62]
+)
+def test_keys_that_name_no_row_of_the_shard_match_nothing(layout, key):
+    publish_images(layout, [(1, "http://a/1", "c"), (0, "http://a/0", "c")])
+    publish_vectors(layout, 0, [(12, key, None, "c")])
+    assert join(layout, [0])[1] == []
+
+
+def test_bad_vectors_are_passed_over(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    cosines = cosines_of(40)
+    images, texts = pairs(cosines, width=WIDTH)
+    images[0] = np.nan
+    texts[1] = 0
+    table = metadata(cosines, url=pa.array(["http://a/1"] * 40))
+    source = place(layout.root / "release", 0, images, texts, table)
+    limits = Thresholds(cosine_far_share=0.1)
+    check_embeddings(EmbeddingShardId(0), layout, str(source), WIDTH, limits)
+    join_embeddings(EmbeddingShardId(0), layout, limits)
+    _, (row,) = join(layout, [0])
+    # The metadata's shard is 12, and row 1 of it has a bad vector, so the address decides.
+    assert row["matched_by"] == "url"
+    assert_vectors(row, (images, texts), 2)
+
+
+def test_embedding_shards_not_joined_yet_are_passed_over_and_noticed_later(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    manifest, rows = join(layout, [0, 1])
+    assert rows == []
+    assert (manifest.counts["embedding_shards"], manifest.counts["embedding_shards_missing"]) == (0, 2)
+    publish_vectors(layout, 1, [(None, 1, "http://a/1", "c")])
+    manifest, rows = join(layout, [0, 1])
+    assert len(rows) == 1
+    assert (manifest.counts["embedding_shards"], manifest.counts["embedding_shards_missing"]) == (1, 1)
+    assert join(layout, [1, 0])[0] == manifest
+
+
+def test_vectors_are_taken_from_many_row_groups_in_key_order(layout):
+    rows = 25_000
+    order = np.random.default_rng(0).permutation(rows)
+    vectors = publish_vectors(
+        layout, 0, [(None, None, f"http://a/{order[row]}", None) for row in range(rows)]
+    )
+    groups = pq.ParquetFile(layout.embedding_join(EmbeddingShardId(0)).only).num_row_groups
+    assert groups == 3
+    samples = [(row, f"http://a/{row * 40}", "") for row in range(600)]
+    publish_images(layout, samples[::-1])
+    manifest, found = join(layout, [0])
+    assert manifest.counts["matched_by_url"] == 600
+    assert [row["key"] for row in found] == [f"00012{row:04d}" for row in range(600)]
+    at = np.argsort(order)
+    for index, row in enumerate(found):
+        assert_vectors(row, vectors, at[index * 40])
+
+
+def test_one_address_everywhere_takes_no_longer_than_its_rows(layout):
+    publish_images(layout, [(row, "http://a/placeholder", f"caption {row}") for row in range(5000)])
+    publish_vectors(layout, 0, [(12, None, "http://a/placeholder", "c") for _ in range(20_000)])
+    manifest, rows = join(layout, [0])
+    assert manifest.counts["duplicates"] == len(rows) == 5000
+    assert len({row["image_embedding"] for row in rows}) == 1
+
+
+def test_a_shard_of_six_digits_and_one_of_number_zero(layout):
+    for shard, key in ((ShardId(123456), 1234560001), (ShardId(0), 1)):
+        publish_images(layout, [(1, "http://a/1", "c")], shard=shard)
+        publish_vectors(layout, 0, [(shard.number, key, "http://a/1", "c")])
+        layout.image_embeddings(shard).manifest.unlink(missing_ok=True)
+        assert join(layout, [0], shard=shard)[0].counts["matched_by_shard_and_key"] == 1
+
+
+def test_what_is_missing_or_of_another_width_is_named(layout):
+    with pytest.raises(MissingInput, match="materialize normalized_images first"):
+        join(layout, [])
+    publish_images(layout, [])
+    assert join(layout, [])[1] == []
+    publish_vectors(layout, 0, [(12, 1, "http://a/1", "c")])
+    with pytest.raises(CorruptParquet, match=r"fixed_size_binary\[1024\]"):
+        join_image_embeddings(SHARD, layout, [EmbeddingShardId(0)])

@@ -1,0 +1,202 @@
+import asyncio
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from laion_assets.decoding import Decoder
+from laion_assets.errors import LaionAssetsError
+from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
+from laion_assets.schema import Outcome
+
+QUICK = ImagePolicy(size=32, workers=2)
+
+
+def encoded(picture, kind="JPEG", **options):
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+GOOD = [encoded(Image.new("RGB", (60 + number, 50), (number * 9, 20, 30))) for number in range(20)]
+# 36 million pixels in 100 kB, which take about a second to decode and shrink.
+HEAVY = encoded(Image.new("L", (6000, 6000), 7), "PNG")
+
+
+def decode(bodies, policy=QUICK):
+    async def run():
+        async with Decoder(policy) as decoder:
+            return await asyncio.gather(*(decoder.decode(body) for body in bodies))
+
+    return asyncio.run(run())
+
+
+def is_alive(pid):
+    try:
+        # A zombie is dead, though its number is still taken.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pids, seconds=20):
+    end = time.monotonic() + seconds
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < end, "a decoding process outlived its parent"
+        time.sleep(0.05)
+
+
+def test_answers_are_those_of_the_same_function_here():
+    bodies = [*GOOD, b"", b"<html>", GOOD[0][:-20], encoded(Image.new("RGBA", (40, 40)), "PNG")]
+    assert decode(bodies) == [check_and_resize(body, QUICK) for body in bodies]
+
+
+def test_a_picture_that_uses_up_its_time_takes_no_other_along():
+    bodies = [*GOOD[:10], HEAVY, *GOOD[10:]]
+    found = decode(bodies, QUICK.model_copy(update={"decode_timeout_s": 0.15}))
+    assert found[10] == Undecodable(
+        outcome=Outcome.DECODER_DIED, message="decoder died: it used up its CPU time"
+    )
+    assert all(isinstance(one, Stored) for index, one in enumerate(found) if index != 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
+def test_a_picture_that_needs_too_much_memory_takes_no_other_along():
+    wall = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    policy = QUICK.model_copy(update={"worker_memory_bytes": 1 << 28, "max_pixels": 10**9, "workers": 1})
+    found = decode([GOOD[0], wall, GOOD[1]], policy)
+    assert isinstance(found[1], Undecodable)
+    assert found[1].outcome in (Outcome.UNDECODABLE, Outcome.DECODER_DIED)
+    assert isinstance(found[0], Stored)
+    assert isinstance(found[2], Stored)
+
+
+def test_a_killed_process_is_replaced_and_its_picture_decoded_again():
+    async def run():
+        async with Decoder(QUICK.model_copy(update={"workers": 1})) as decoder:
+            first = await decoder.decode(GOOD[0])
+            (pid,) = decoder.process_ids
+            heavy = asyncio.create_task(decoder.decode(HEAVY))
+            await asyncio.sleep(0.02)
+            os.kill(pid, signal.SIGKILL)
+            found = [first, await heavy, await decoder.decode(GOOD[1])]
+            return found, pid, decoder.process_ids
+
+    found, pid, pids = asyncio.run(run())
+    assert all(isinstance(one, Stored) for one in found)
+    assert pid not in pids
+
+
+def test_a_process_killed_while_it_is_idle_costs_nothing():
+    async def run():
+        async with Decoder(QUICK.model_copy(update={"workers": 1})) as decoder:
+            await decoder.decode(GOOD[0])
+            os.kill(decoder.process_ids[0], signal.SIGKILL)
+            await asyncio.sleep(0.2)
+            return await decoder.decode(GOOD[1])
+
+    assert isinstance(asyncio.run(run()), Stored)
+
+
+def test_a_picture_that_kills_every_decoder_is_recorded():
+    async def run():
+        async with Decoder(QUICK.model_copy(update={"workers": 1})) as decoder:
+            heavy = asyncio.create_task(decoder.decode(HEAVY))
+            killed = set()
+            while not heavy.done():
+                for pid in set(decoder.process_ids) - killed:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+                await asyncio.sleep(0.005)
+            return await heavy, killed, await decoder.decode(GOOD[0])
+
+    found, killed, after = asyncio.run(run())
+    assert isinstance(after, Stored)
+    assert len(killed) == 2
+    assert found == Undecodable(outcome=Outcome.DECODER_DIED, message="decoder died: signal 9")
+
+
+def test_processes_end_with_the_block_also_when_it_is_cancelled():
+    async def run():
+        started = asyncio.get_running_loop().create_future()
+
+        async def work():
+            async with Decoder(QUICK) as decoder:
+                await decoder.decode(GOOD[0])
+                started.set_result(decoder.process_ids)
+                await decoder.decode(HEAVY)
+
+        task = asyncio.create_task(work())
+        pids = await started
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return pids
+
+    wait_until_gone(asyncio.run(run()))
+
+
+def test_processes_do_not_outlive_a_parent_that_is_killed():
+    code = """
+import asyncio, sys
+from laion_assets.decoding import Decoder
+from laion_assets.image import ImagePolicy
+async def run():
+    async with Decoder(ImagePolicy(workers=2)) as decoder:
+        await asyncio.gather(*(decoder.decode(b"") for _ in range(8)))
+        print(*decoder.process_ids, flush=True)
+        await asyncio.sleep(600)
+asyncio.run(run())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(is_alive, pids))
+        parent.kill()
+    wait_until_gone(pids)
+
+
+def test_it_works_in_a_thread_that_is_not_the_main_one():
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(decode(GOOD[:4])))
+    thread.start()
+    thread.join()
+    assert len(found) == 4
+    assert all(isinstance(one, Stored) for one in found)
+
+
+SCRIPT = """
+import asyncio
+from laion_assets.decoding import Decoder
+from laion_assets.image import ImagePolicy
+
+print("ran")
+
+async def run():
+    async with Decoder(ImagePolicy()) as decoder:
+        print((await decoder.decode(b"")).outcome)
+
+asyncio.run(run())
+"""
+
+
+def test_a_script_without_a_main_guard_is_not_run_again_in_the_processes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ran", "not_an_image"]
+    assert done.stderr == ""
+
+
+def test_processes_that_cannot_start_are_an_error_of_the_machine(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(LaionAssetsError, match=r"did not start \(exit code 1\)"):
+        decode(GOOD[:1])
