@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -242,8 +244,12 @@ def ui(
     code = ["-w", str(workspace)] if workspace else ["-m", "laion_assets.definitions"]
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), *code]
     console.print(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl+C ends it)")
-    with serving_demo_web(settings):
-        return subprocess.run(command, check=False).returncode  # noqa: S603 (our own words)
+    with serving_demo_web(settings), subprocess.Popen(command) as dagster:  # noqa: S603 (our own words)
+        # Dagster ends its own processes when it is interrupted, and only then.
+        signal.signal(signal.SIGTERM, lambda *_: dagster.send_signal(signal.SIGINT))
+        with suppress(KeyboardInterrupt):  # Ctrl+C reaches Dagster too
+            return dagster.wait()
+        return dagster.wait()
 
 
 @app.command()

@@ -98,6 +98,7 @@ class Decoder:
     async def _start(self) -> _Worker:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing from the working folder, unless this process has it in its path too
             "-m",
             "laion_assets.decoding",
             self._policy.model_dump_json(),

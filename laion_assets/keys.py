@@ -6,6 +6,7 @@ LAION's 2021 files wrote keys local to a shard (``000000034``). Ours are always 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +19,27 @@ from laion_assets.layout import ShardId
 # img2dataset's `oom_shard_count`, the digits of a shard number.
 SHARD_DIGITS: Final = 5
 
+# Of its default of 10,000 rows for each shard.
+_USUAL_ROW_DIGITS: Final = 4
+
 
 def sample_key(shard: ShardId, row: int, *, row_digits: int) -> str:
     """Global key of a row of a shard."""
     return f"{shard.number:0{SHARD_DIGITS}d}{row:0{row_digits}d}"
+
+
+def spelled_keys(keys: pa.ChunkedArray, stems: Iterable[str]) -> pa.Array:
+    """Keys as a tar's members spell them: a tool that made numbers of them has lost their zeros.
+
+    Args:
+        keys: strings or integers.
+        stems: the tar's own spelling of some of them.
+    """
+    texts = keys.cast(pa.string()).combine_chunks()
+    if not pa.types.is_integer(keys.type):
+        return texts
+    width = len(next(iter(stems), "")) or SHARD_DIGITS + _USUAL_ROW_DIGITS
+    return pc.utf8_lpad(texts, width, "0")
 
 
 def global_keys(keys: pa.Array, shard: ShardId, path: Path) -> pa.Array:
@@ -33,7 +51,7 @@ def global_keys(keys: pa.Array, shard: ShardId, path: Path) -> pa.Array:
         path: the file they are from, for the message.
 
     Raises:
-        MisalignedShard: if a key is null, no number, of another shard, or there twice.
+        MisalignedShard: if a key is null, no number, or of another shard.
     """
     well_formed = pc.fill_null(pc.match_substring_regex(keys, r"^[0-9]{6,18}$"), False)
     if not pc.all(well_formed, min_count=0).as_py():
@@ -43,10 +61,17 @@ def global_keys(keys: pa.Array, shard: ShardId, path: Path) -> pa.Array:
     ours = pc.is_in(prefix, value_set=pa.array([str(shard), "0" * digits]))
     if not pc.all(ours, min_count=0).as_py():
         raise _misaligned(path, f"keys of shard {shard}, global or local", _first(keys, pc.invert(ours)))
-    found = pc.binary_join_element_wise(str(shard), pc.utf8_slice_codeunits(keys, digits), "")
-    if pc.count_distinct(found).as_py() != len(found):
+    return pc.binary_join_element_wise(str(shard), pc.utf8_slice_codeunits(keys, digits), "")
+
+
+def check_unique(keys: pa.ChunkedArray, path: Path) -> None:
+    """Refuse a table in which a key is there twice.
+
+    Raises:
+        MisalignedShard: if so.
+    """
+    if pc.count_distinct(keys).as_py() != len(keys):
         raise _misaligned(path, "each key once", "one of them more than once")
-    return found
 
 
 def _first(keys: pa.Array, mask: pa.Array) -> str:

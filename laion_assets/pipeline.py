@@ -356,14 +356,8 @@ STAGES: Final = (
     Stage(
         name="catalog",
         axis=Axis.NONE,
-        inputs=(
-            "samples",
-            "images",
-            "normalized_images",
-            "embedding_join",
-            "normalized_embeddings",
-            "image_embeddings",
-        ),
+        # It reads every stage; these three are where the branches end.
+        inputs=("laion400m_images", "laion400m_embeddings", "image_embeddings"),
         run=_catalog,
         output=lambda layout, _: layout.catalog(),
         code_version=catalog.CODE_VERSION,
@@ -374,7 +368,7 @@ STAGES: Final = (
     Stage(
         name="dataset_report",
         axis=Axis.NONE,
-        inputs=("laion400m_images", "laion400m_embeddings", "catalog"),
+        inputs=("catalog",),
         run=_dataset_report,
         output=lambda layout, _: layout.dataset_report(),
         code_version=dataset_report.CODE_VERSION,

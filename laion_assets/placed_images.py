@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import Recipe, Tally, read_manifest
 from laion_assets.formats.webdataset import Member, index_tar
 from laion_assets.formats.webdataset import is_ours as is_our_tar
-from laion_assets.keys import SHARD_DIGITS, global_keys
+from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
 from laion_assets.schema import IMAGES, SAMPLES, Outcome, Status
 
@@ -75,8 +74,9 @@ def check_placed(shard: ShardId, layout: Layout) -> Tally:
     path = layout.images_table(shard)
     rows = _read_rows(path)
     index = index_tar(layout.images_tar(shard))
-    stems = _stems(rows["key"], index)
+    stems = spelled_keys(rows["key"], index)
     keys = global_keys(stems, shard, path)
+    check_unique(keys, path)
     statuses = _count_statuses(path, rows["status"])
     _check_stats(layout.images_stats(shard), rows.num_rows, statuses)
     successes = stems.filter(pc.equal(rows["status"], Status.SUCCESS).combine_chunks()).to_pylist()
@@ -123,15 +123,6 @@ def _read_rows(path: Path) -> pa.Table:
             "status": rows["status"].cast(pa.string()).combine_chunks(),
         }
         return pa.table(columns)
-
-
-def _stems(keys: pa.ChunkedArray, index: Mapping[str, object]) -> pa.Array:
-    """Keys as the tar's members spell them; numbers have lost their zeros."""
-    stems = keys.cast(pa.string()).combine_chunks()
-    if not pa.types.is_integer(keys.type):
-        return stems
-    width = len(next(iter(index), "")) or SHARD_DIGITS + 4
-    return pc.utf8_lpad(stems, width, "0")
 
 
 def _count_statuses(path: Path, statuses: pa.ChunkedArray) -> Counter[str]:

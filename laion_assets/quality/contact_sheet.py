@@ -19,7 +19,7 @@ from laion_assets.formats.publish import require
 from laion_assets.layout import Layout, ShardId
 from laion_assets.quality.plots import font_path
 from laion_assets.quality.text import printable
-from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES
+from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, Outcome, Status
 
 _SIDE: Final = 200
 _PADDING: Final = 10
@@ -28,12 +28,13 @@ _CAPTION_LINES: Final = 3
 _TEXT_LINES: Final = 2 + _CAPTION_LINES
 _CELL_WIDTH: Final = _SIDE + _PADDING
 _CELL_HEIGHT: Final = _SIDE + _PADDING + _TEXT_LINES * _LINE + _PADDING
-_HEADER_HEIGHT: Final = 2 * _LINE + 2 * _PADDING
+_HEADER_HEIGHT: Final = 2 * _LINE + 4 * _PADDING
 
 # Longer captions do not fit three lines of the narrowest letters.
 _CAPTION_CHARACTERS: Final = 300
 _HEADER_CHARACTERS: Final = 300
 _MOST_FAILURES: Final = 4
+_OUTCOME: Final = "outcome:"
 
 _MAX_PIXELS: Final = 50_000_000
 """As many as ImagePolicy decodes by default; shards made elsewhere may hold any size."""
@@ -42,6 +43,7 @@ _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _PALE_INK: Final = (105, 105, 105)
 _PLACEHOLDER: Final = (225, 225, 225)
+_EDGE: Final = (205, 205, 205)
 
 _COLUMNS: Final = ("key", "caption", "nsfw", "similarity", "image_sha256", "tar_offset", "tar_bytes")
 
@@ -114,16 +116,17 @@ def _draw_header(pen: _Pen, layout: Layout, shard: ShardId, *, shown: int, examp
     pen.write(_PADDING, _PADDING, f"Shard {shard}: {shown} of {examples:,} examples", large=True)
     failures = Counter(
         {
-            name.removeprefix("outcome:"): count
+            name.removeprefix(_OUTCOME): count
             for name, count in manifest.counts.items()
-            if name.startswith("outcome:") and name != "outcome:success"
+            if name.startswith(_OUTCOME) and name != f"{_OUTCOME}{Outcome.SUCCESS}"
         }
     )
     told = ", ".join(f"{name} {count:,}" for name, count in failures.most_common(_MOST_FAILURES))
     rest = failures.total() - sum(count for _, count in failures.most_common(_MOST_FAILURES))
     told += f", others {rest:,}" if rest else ""
-    line = f"{manifest.rows:,} rows; not fetched: {told or manifest.rows - manifest.counts.get('success', 0)}"
-    line = printable(line, _HEADER_CHARACTERS)
+    # Shards that img2dataset made have no classes of outcomes.
+    told = told or f"{manifest.rows - manifest.counts.get(Status.SUCCESS, 0):,}"
+    line = printable(f"{manifest.rows:,} rows; without a picture: {told}", _HEADER_CHARACTERS)
     pen.write(_PADDING, _PADDING + _LINE + 6, _fit(pen, line, pen.sheet.width - 2 * _PADDING), pale=True)
 
 
@@ -132,7 +135,10 @@ def _draw_cell(pen: _Pen, x: int, y: int, row: Mapping[str, Any], picture: Image
         pen.draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_PLACEHOLDER)
         pen.write(x + _PADDING, y + _SIDE // 2, _fit(pen, picture, _SIDE - 2 * _PADDING))
     else:
-        pen.sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + (_SIDE - picture.height) // 2))
+        left, top = x + (_SIDE - picture.width) // 2, y + (_SIDE - picture.height) // 2
+        pen.sheet.paste(picture, (left, top))
+        # A pale picture would have no edge on white paper.
+        pen.draw.rectangle((left, top, left + picture.width - 1, top + picture.height - 1), outline=_EDGE)
     similarity = row["similarity"]
     told = "no similarity" if similarity == MISSING_SIMILARITY else f"{similarity:.3f}"
     lines = [printable(row["key"], 40), f"{printable(row['nsfw'], 20)}  {told}"]

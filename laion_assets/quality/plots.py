@@ -14,6 +14,7 @@ from laion_assets.schema import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MOST_BARS: Final = 48
@@ -22,6 +23,7 @@ MOST_BARS: Final = 48
 _WIDTH_INCHES: Final = 8.0
 _DOTS_PER_INCH: Final = 110
 _LABEL_CHARACTERS: Final = 44
+_LEGEND_CHARACTERS: Final = 24
 
 # Failures beyond the most frequent few would be slivers that no eye tells apart.
 _MOST_FAILURES: Final = 7
@@ -38,19 +40,24 @@ _NO_GLYPH: Final = "□"
 
 
 def draw_plots(statistics: Statistics) -> dict[str, bytes]:
-    """Every plot of some shards: title -> PNG; equal figures, equal bytes."""
+    """Every plot that there are figures for: title -> PNG; equal figures, equal bytes."""
     bars = _bars(statistics.by_shard)
-    hosts = {name: count for name, count in statistics.hosts.items() if name != OTHERS}
-    return {
+    plots = {
         "Outcomes by shard": _outcomes(bars, statistics.outcomes),
         "Success by shard": _success(bars),
         "Similarity": _similarity(statistics),
-        "NSFW tags": _counts(statistics.nsfw, "examples"),
-        "Licences": _counts(statistics.licenses, "examples"),
-        "Hosts": _counts(hosts, "examples"),
         "Sizes": _sizes(statistics),
-        "Set aside": _counts(statistics.set_aside, "rows with a picture that make no example"),
     }
+    hosts = {name: count for name, count in statistics.hosts.items() if name != OTHERS}
+    for title, counts, unit in (
+        ("NSFW tags", statistics.nsfw, "examples"),
+        ("Licences", statistics.licenses, "examples"),
+        ("Hosts", hosts, "examples"),
+        ("Set aside", statistics.set_aside, "rows with a picture that make no example"),
+    ):
+        if counts:
+            plots[title] = _counts(counts, unit)
+    return plots
 
 
 def _bars(by_shard: Mapping[str, Mapping[str, int]]) -> dict[str, Counter[str]]:
@@ -79,7 +86,14 @@ def _outcomes(bars: Mapping[str, Counter[str]], outcomes: Mapping[str, int]) -> 
     for label, names, colour in layers:
         values = [sum(counts[name] for name in names) for counts in bars.values()]
         if any(values):
-            axes.bar(range(len(bars)), values, bottom=heights, width=0.85, color=colour, label=_label(label))
+            axes.bar(
+                range(len(bars)),
+                values,
+                bottom=heights,
+                width=0.85,
+                color=colour,
+                label=_label(label, _LEGEND_CHARACTERS),
+            )
         heights = [height + value for height, value in zip(heights, values, strict=True)]
     axes.set_ylabel("rows")
     _name_bars(axes, list(bars))
@@ -134,6 +148,7 @@ def _counts(counts: Mapping[str, int], unit: str) -> bytes:
     for place, value in enumerate(values):
         axes.text(value + 0.01 * most, place, f"{value:,}", va="center", fontsize=8)
     axes.set_xlim(0, most * 1.15 or 1)
+    _count_along(axes.xaxis)
     axes.set_xlabel(unit)
     return _png(figure)
 
@@ -153,9 +168,17 @@ def _figure(height_inches: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=_DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    _count_along(axes.yaxis)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _count_along(axis: Axis) -> None:
+    """Mark whole numbers only, with commas."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _png(figure: Figure) -> bytes:
@@ -171,12 +194,12 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _label(text: str) -> str:
+def _label(text: str, limit: int = _LABEL_CHARACTERS) -> str:
     """Foreign text for a plot: short, harmless, and only of characters that the font has."""
     from matplotlib.ft2font import FT2Font
 
     known = FT2Font(str(font_path())).get_charmap()
-    shown = printable(text, _LABEL_CHARACTERS)
+    shown = printable(text, limit)
     return "".join(character if ord(character) in known else _NO_GLYPH for character in shown)
 
 

@@ -33,7 +33,7 @@ SIZE_LIMITS: Final = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _VALUE_CHARACTERS: Final = 80
 
 # A host, as a browser reads it: after the scheme and the user, before port, path, query and fragment.
-_HOST: Final = r"lower(regexp_extract(url, '^[^:/?#]+://(?:[^/?#@]*@)?([^/?#:@]+)', 1))"
+_HOST: Final = r"lower(regexp_extract(url, '^[^:/?#]+://(?:[^/?#]*@)?([^/?#:@]+)', 1))"
 
 
 @dataclass(frozen=True, kw_only=True)

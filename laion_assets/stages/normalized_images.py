@@ -18,14 +18,15 @@ from typing import Final
 import pyarrow as pa
 from PIL import Image
 
-from laion_assets.errors import CorruptTar, MisalignedShard
+from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.keys import global_keys
+from laion_assets.image_table import read_image_table
+from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import fill_text, normalize_nsfw, normalize_similarity, set_aside_reasons
-from laion_assets.schema import IMAGES_IMG2DATASET, NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
+from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
 
 CODE_VERSION: Final = "1"
 
@@ -78,11 +79,9 @@ def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
 
 
 def _normalize(shard: ShardId, layout: Layout) -> tuple[pa.Table, pa.Table, dict[str, int]]:
-    path, tar = layout.images_table(shard), layout.images_tar(shard)
-    rows = _read_rows(path)
-    stems = rows["key"]
-    rows = rows.set_column(rows.column_names.index("key"), "key", global_keys(stems, shard, path))
-    rows = rows.append_column("stem", stems)
+    tar = layout.images_tar(shard)
+    rows = read_image_table(shard, layout)
+    check_unique(rows["key"], layout.images_table(shard))
     succeeded = rows.filter(pa.compute.equal(rows["status"], Status.SUCCESS)).sort_by("key")
     pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar))
     reasons = set_aside_reasons(succeeded["url"], succeeded["similarity"])
@@ -107,26 +106,6 @@ def _normalize(shard: ShardId, layout: Layout) -> tuple[pa.Table, pa.Table, dict
     counts["set_aside"] = set_aside.num_rows
     counts["examples"] = examples.num_rows
     return examples, set_aside, counts
-
-
-def _read_rows(path: Path) -> pa.Table:
-    """The shard's table in img2dataset's columns; those it lacks (not all are always saved) are null."""
-    with parquet.open_reader(path) as reader:
-        names = set(reader.schema_arrow.names)
-        missing = {"key", "status", "url"} - names
-        if missing:
-            raise MisalignedShard(
-                path,
-                expected="img2dataset's columns key, status and url",
-                found=f"no {', '.join(sorted(missing))}",
-                remedy="Place the Parquet file that img2dataset wrote beside the tar.",
-            )
-        found = reader.read(columns=[name for name in IMAGES_IMG2DATASET.names if name in names])
-    columns = [
-        found[field.name].cast(field.type) if field.name in names else pa.nulls(found.num_rows, field.type)
-        for field in IMAGES_IMG2DATASET
-    ]
-    return pa.table(columns, names=IMAGES_IMG2DATASET.names).combine_chunks()
 
 
 def _look_at_pictures(

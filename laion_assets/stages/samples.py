@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -11,7 +10,8 @@ import pyarrow.compute as pc
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
-from laion_assets.keys import global_keys
+from laion_assets.image_table import read_image_table
+from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import set_aside_reasons
 from laion_assets.plan import RowRange, ShardPlan
@@ -46,8 +46,7 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
     plan = ShardPlan.load(layout)
     rows = plan.rows_of(shard)
     if rows is None:
-        source = layout.images_table(shard)
-        inputs = {"images_table": sha256_of(source)}
+        inputs = {"images_table": sha256_of(layout.images_table(shard))}
     else:
         inputs = {"raw_metadata": require(layout.raw_metadata(rows.part)).data_version}
     # A plan that grew changes none of its shards, so only what it can never change counts here.
@@ -55,7 +54,7 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
     recipe = Recipe(code_version=CODE_VERSION, inputs=inputs)
 
     def write(draft: Draft) -> Tally:
-        table = _placed_rows(source, shard) if rows is None else _planned_rows(layout, plan, shard, rows)
+        table = _placed_rows(shard, layout) if rows is None else _planned_rows(layout, plan, shard, rows)
         reasons = set_aside_reasons(table["url"], table["similarity"])
         table = table.append_column(SAMPLES.field("set_aside"), reasons)
         parquet.write_table(draft.only, table, SAMPLES)
@@ -86,25 +85,15 @@ def _planned_rows(layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRang
     return pa.table({"key": keys, **columns})
 
 
-def _placed_rows(path: Path, shard: ShardId) -> pa.Table:
+def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:
     """Rows of a table that img2dataset wrote, in completion order there, in key order here."""
-    with parquet.open_reader(path) as reader:
-        names = set(reader.schema_arrow.names)
-        for name in ("url", "key"):
-            if name not in names:
-                raise CorruptParquet(
-                    path,
-                    expected=f"img2dataset's column {name!r}",
-                    found=", ".join(sorted(names))[:300],
-                    remedy="Place the Parquet file that img2dataset wrote beside the tar.",
-                )
-        placed = reader.read(columns=[name for name in SAMPLES.names if name in names])
+    placed = read_image_table(shard, layout)
+    check_unique(placed["key"], layout.images_table(shard))
     columns = {
-        field.name: placed[field.name].cast(field.type)
-        if field.name in names
+        field.name: placed[field.name]
+        if field.name in placed.column_names
         else pa.nulls(placed.num_rows, field.type)
         for field in SAMPLES
         if field.name != "set_aside"
     }
-    keys = global_keys(columns["key"].combine_chunks(), shard, path)
-    return pa.table({**columns, "key": keys}).sort_by("key")
+    return pa.table(columns).sort_by("key")

@@ -1,6 +1,7 @@
 """The demo's datasets, read back by stock TFDS; what they say is held against the pixels."""
 
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -104,17 +105,14 @@ def test_vectors_are_those_of_the_picture(tfds, demo, data_dir):
     import pyarrow.parquet as pq
 
     layout = Layout(demo / "data")
-    by_url = {
-        row["url"]: row["image_embedding"].tobytes()
-        for row in tfds.as_numpy(tfds.load("laion400m/embeddings", split="train", data_dir=str(data_dir)))
-    }
+    by_url = defaultdict(set)  # one URL is on two rows
+    for row in tfds.as_numpy(tfds.load("laion400m/embeddings", split="train", data_dir=str(data_dir))):
+        by_url[row["url"]].add(row["image_embedding"].tobytes())
     joined = 0
     for shard in ShardPlan.load(layout).shards:
         urls = pq.read_table(layout.normalized_table(shard), columns=["key", "url"])
         url_of = dict(zip(urls["key"].to_pylist(), urls["url"].to_pylist(), strict=True))
         for row in pq.read_table(layout.image_embeddings(shard).only).to_pylist():
-            vector = by_url.get(url_of[row["key"]].encode())
-            if vector is not None:
-                assert row["image_embedding"] == vector
-                joined += 1
+            assert row["image_embedding"] in by_url[url_of[row["key"]].encode()]
+            joined += 1
     assert joined > 300

@@ -20,7 +20,16 @@ from laion_assets.layout import ShardId
 SETTINGS = 'data_root = "data"\ndagster_home = "dagster_home"\nrows_per_shard = 10000\n'
 
 
-def lay_down(folder, shard, *, rows, local_keys=False, columns=("NSFW", "similarity", "LICENSE"), seed=0):
+def lay_down(
+    folder,
+    shard,
+    *,
+    rows,
+    local_keys=False,
+    integer_keys=False,
+    columns=("NSFW", "similarity", "LICENSE"),
+    seed=0,
+):
     """Write a shard as img2dataset 1.47 does: completion order, failures in between, PAX headers."""
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +79,8 @@ def lay_down(folder, shard, *, rows, local_keys=False, columns=("NSFW", "similar
             table.append(
                 {name: value for name, value in entry.items() if name not in DROPPABLE or name in columns}
             )
+    if integer_keys:
+        table = [entry | {"key": int(entry["key"])} for entry in table]
     types = {
         "similarity": pa.float64(),
         "LICENSE": pa.string(),
@@ -100,8 +111,8 @@ def examples(layout, shard):
 
 @pytest.mark.parametrize(
     "kind",
-    [{}, {"local_keys": True}, {"columns": ()}],
-    ids=["global keys", "local keys", "no extra columns"],
+    [{}, {"local_keys": True}, {"columns": ()}, {"integer_keys": True}],
+    ids=["global keys", "local keys", "no extra columns", "keys that became numbers"],
 )
 def test_every_caption_stays_with_its_picture(build_all, tmp_path, kind):
     truth = {

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from laion_assets.errors import MisalignedShard
-from laion_assets.keys import global_keys
+from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import ShardId
 
 PATH = Path("00012.parquet")
@@ -20,7 +20,6 @@ def test_global_and_local_keys_become_global():
     "keys",
     [
         ["000130034"],  # of another shard
-        ["000120034", "000000034"],  # the same row twice
         ["00012"],  # no row
         ["00012-034"],
         [None],
@@ -31,3 +30,15 @@ def test_global_and_local_keys_become_global():
 def test_keys_that_do_not_belong_are_refused(keys):
     with pytest.raises(MisalignedShard, match=r"00012\.parquet: expected"):
         global_keys(pa.array(keys, pa.string()), ShardId(12), PATH)
+
+
+def test_a_row_that_is_there_twice_is_refused():
+    keys = global_keys(pa.array(["000120034", "000000034"]), ShardId(12), PATH)
+    with pytest.raises(MisalignedShard, match="each key once"):
+        check_unique(keys, PATH)
+
+
+def test_keys_that_became_numbers_get_the_tars_zeros_back():
+    keys = pa.chunked_array([[120034, 120035]])
+    assert spelled_keys(keys, ["000120034"]).to_pylist() == ["000120034", "000120035"]
+    assert spelled_keys(keys, []).to_pylist() == ["000120034", "000120035"]

@@ -132,7 +132,7 @@ def _dataset_is_current(subject: Subject, config: tfds.Config) -> Verdict:
             offences.add(key, "made since the data set was published")
     for key in sorted(dataset.shards.keys() - manifests.keys()):
         offences.add(key, "withdrawn since the data set was published")
-    return offences.verdict(rows=len(manifests))
+    return offences.verdict(rows=len(manifests.keys() | dataset.shards.keys()))
 
 
 # -- catalog --------------------------------------------------------------------------------------

@@ -9,18 +9,16 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 from PIL import Image
 
-from laion_assets.errors import MisalignedShard
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
 from laion_assets.formats.webdataset import Member, index_tar
 from laion_assets.image import ImagePolicy
-from laion_assets.keys import global_keys
+from laion_assets.image_table import read_image_table
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.quality.rules.rule import (
     Offences,
@@ -34,7 +32,6 @@ from laion_assets.quality.rules.rule import (
     stored_rows,
 )
 from laion_assets.schema import (
-    IMAGES,
     MISSING_SIMILARITY,
     NORMALIZED_IMAGES,
     ROWS_SET_ASIDE,
@@ -50,50 +47,19 @@ PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
 # TFDS's reader decodes grey and RGB files of a three-channel feature to three channels, RGBA to four.
 _THREE_CHANNEL_MODES: Final = ("RGB", "L")
 
-_REQUIRED: Final = ("key", "status", "url")
-
 
 # -- images ---------------------------------------------------------------------------------------
 
 
-def _image_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a shard's table; where img2dataset wrote it, those it lacks are null.
-
-    Raises:
-        MisalignedShard: if it lacks what makes it a table of images.
-        CorruptParquet: if it is damaged, or its values are of other types.
-    """
-    with parquet.open_reader(path) as reader:
-        names = set(reader.schema_arrow.names)
-        if missing := [name for name in _REQUIRED if name not in names]:
-            raise MisalignedShard(
-                path,
-                expected=f"img2dataset's columns {', '.join(_REQUIRED)}",
-                found=f"no {', '.join(missing)}",
-                remedy="Place the Parquet file that img2dataset wrote beside the tar.",
-            )
-        found = reader.read(columns=[name for name in columns if name in names])
-        return pa.table(
-            {
-                name: found[name].cast(IMAGES.field(name).type)
-                if name in names
-                else pa.nulls(found.num_rows, IMAGES.field(name).type)
-                for name in columns
-            }
-        )
-
-
 def _image_rows(subject: Subject, columns: Sequence[str]) -> RowStream:
-    table = _image_table(subject.layout.images_table(subject.shard), columns)
+    table = read_image_table(subject.shard, subject.layout, columns=columns).select(columns)
     return RowStream(schema=table.schema, batches=iter(table.to_batches()))
 
 
 def _keys_and_statuses(subject: Subject) -> list[tuple[str, str]]:
     """Global key and status of every row of the images."""
-    path = subject.layout.images_table(subject.shard)
-    table = _image_table(path, ("key", "status"))
-    keys = global_keys(table["key"].combine_chunks(), subject.shard, path)
-    return list(zip(keys.to_pylist(), table["status"].to_pylist(), strict=True))
+    table = read_image_table(subject.shard, subject.layout, columns=("key", "status"))
+    return list(zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
 def _rows_accounted_for(subject: Subject) -> Verdict:
@@ -113,12 +79,12 @@ def _rows_accounted_for(subject: Subject) -> Verdict:
 
 
 def _tar_holds_successes(subject: Subject) -> Verdict:
-    table = _image_table(subject.layout.images_table(subject.shard), ("key", "status"))
+    table = read_image_table(subject.shard, subject.layout, columns=("key", "status"))
     index = index_tar(subject.layout.images_tar(subject.shard))
     pictures = {stem: _pictures(members) for stem, members in index.items()}
     successes = {
         key
-        for key, status in zip(table["key"].to_pylist(), table["status"].to_pylist(), strict=True)
+        for key, status in zip(table["stem"].to_pylist(), table["status"].to_pylist(), strict=True)
         if status == Status.SUCCESS
     }
     offences = Offences()
@@ -139,7 +105,7 @@ def _pictures(members: Mapping[str, Member]) -> list[Member]:
 
 def _success_share(subject: Subject) -> Verdict:
     """Of the rows that were asked for: those set aside say nothing about the web."""
-    table = _image_table(subject.layout.images_table(subject.shard), ("key", "status", "outcome"))
+    table = read_image_table(subject.shard, subject.layout, columns=("key", "status", "outcome"))
     asked = [
         status
         for status, outcome in zip(table["status"].to_pylist(), table["outcome"].to_pylist(), strict=True)

@@ -65,7 +65,8 @@ def test_every_table_stage_shows_its_columns(empty):
 def test_the_code_location_imports_no_heavy_library():
     code = (
         "import sys, laion_assets.definitions;"
-        "sys.exit(', '.join({'tensorflow', 'tensorflow_datasets', 'matplotlib', 'torch'} & set(sys.modules)) or None)"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'torch'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -150,6 +150,13 @@ def test_hostile_headers_are_refused_at_once(tmp_path, start):
         open_vectors(path, width=WIDTH)
 
 
+def test_no_memory_is_taken_for_a_header_that_claims_gigabytes(tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(header("{}", version=b"\x02\x00", length=0xFFFFFFFF))
+    with pytest.raises(CorruptNpy, match="at most 1024 bytes, found 4294967295 bytes claimed"):
+        open_vectors(path, width=WIDTH)
+
+
 def test_nothing_is_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -225,21 +225,20 @@ def test_embedding_shards_not_joined_yet_are_passed_over_and_noticed_later(layou
 
 
 def test_vectors_are_taken_from_many_row_groups_in_key_order(layout):
-    rows = 25_000
-    order = np.random.default_rng(0).permutation(rows)
-    vectors = publish_vectors(
-        layout, 0, [(None, None, f"http://a/{order[row]}", None) for row in range(rows)]
-    )
+    rows = 140_000
+    vectors = publish_vectors(layout, 0, [(None, None, f"http://a/{row}", None) for row in range(rows)])
     groups = pq.ParquetFile(layout.embedding_join(EmbeddingShardId(0)).only).num_row_groups
-    assert groups == 3
-    samples = [(row, f"http://a/{row * 40}", "") for row in range(600)]
-    publish_images(layout, samples[::-1])
+    assert groups == 14
+    # The first and last of row groups and of the scan's batches, and others, in an order of their own.
+    edges = [0, 9_999, 10_000, 19_999, 20_000, 131_071, 131_072, rows - 1]
+    others = np.random.default_rng(0).choice(np.setdiff1d(np.arange(rows), edges), 600, replace=False)
+    at = [*edges[::-1], *others.tolist()]
+    publish_images(layout, [(row, f"http://a/{at[row]}", "") for row in range(len(at))][::-1])
     manifest, found = join(layout, [0])
-    assert manifest.counts["matched_by_url"] == 600
-    assert [row["key"] for row in found] == [f"00012{row:04d}" for row in range(600)]
-    at = np.argsort(order)
+    assert manifest.counts["matched_by_url"] == len(at)
+    assert [row["key"] for row in found] == [f"00012{row:04d}" for row in range(len(at))]
     for index, row in enumerate(found):
-        assert_vectors(row, vectors, at[index * 40])
+        assert_vectors(row, vectors, at[index])
 
 
 def test_one_address_everywhere_takes_no_longer_than_its_rows(layout):

@@ -132,9 +132,9 @@ def test_a_placed_shard_gives_its_samples_in_key_order(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "error"),
     [
-        ({"url": ["u"], "key": ["000050000"]}, MisalignedShard),
-        ({"url": ["u", "v"], "key": ["000040000", "000000000"]}, MisalignedShard),
-        ({"url": ["u"]}, CorruptParquet),
+        ({"url": ["u"], "key": ["000050000"], "status": ["success"]}, MisalignedShard),
+        ({"url": ["u", "v"], "key": ["000040000", "000000000"], "status": ["success"] * 2}, MisalignedShard),
+        ({"url": ["u"]}, MisalignedShard),
     ],
 )
 def test_a_placed_table_that_does_not_belong_is_refused(tmp_path, columns, error):

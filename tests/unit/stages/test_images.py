@@ -1,0 +1,598 @@
+import asyncio
+import hashlib
+import io
+import json
+import math
+import os
+import signal
+import tarfile
+import threading
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from laion_assets.errors import CorruptParquet, CorruptTar, MisalignedShard, MissingInput, PlanError
+from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Recipe, Tally, read_manifest, verify, vouch
+from laion_assets.formats.webdataset import index_tar
+from laion_assets.image import ImagePolicy, check_and_resize
+from laion_assets.layout import Layout, ShardId
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES, Outcome, Status
+from laion_assets.stages.images import adopt_images, download_images, images
+
+SHARD = ShardId(12)
+FETCH = FetchPolicy(backoff_s=0, attempts=2, total_timeout_s=5, concurrency=8)
+IMAGE = ImagePolicy(size=32, workers=1)
+
+
+def jpeg(number=0, size=(60, 48)):
+    stream = io.BytesIO()
+    Image.new("RGB", size, (number % 256, 100, 200)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def sample(number, **changes):
+    return {
+        "key": f"00012{number:04d}",
+        "sample_id": number,
+        "url": f"http://host{number % 7}.com/{number}.jpg",
+        "caption": f"caption {number}",
+        "declared_height": 48,
+        "declared_width": 60,
+        "LICENSE": "?",
+        "NSFW": "UNLIKELY",
+        "similarity": 0.25 + number / 1000,
+        "set_aside": None,
+    } | changes
+
+
+def lay_samples(root, rows):
+    layout = Layout(root)
+    output = layout.samples(SHARD)
+    output.folder.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(output.only, pa.Table.from_pylist(rows, schema=SAMPLES), SAMPLES)
+    vouch(output, Recipe(code_version="1", settings=str(rows)), lambda: Tally(rows=len(rows)))
+    return layout
+
+
+def web(special=None):
+    """A web that has a picture for each number, and something else for some."""
+
+    def handler(url):
+        number = int(url.rsplit("/", 1)[1].split(".")[0])
+        answer = (special or {}).get(number)
+        if isinstance(answer, Exception):
+            raise answer
+        return respond(200, jpeg(number), {"Content-Type": "image/jpeg"}) if answer is None else answer
+
+    return FakeTransport(handler, FETCH)
+
+
+def run(layout, transport, fetch=FETCH, image=IMAGE, **options):
+    return images(SHARD, layout, fetch, image, transport=transport, **options)
+
+
+def rows_of(layout):
+    return parquet.read_table(layout.images_table(SHARD), IMAGES).to_pylist()
+
+
+# -- downloading ----------------------------------------------------------------------------------
+
+
+SPECIAL = {
+    1: respond(404),
+    2: respond(200, b"<html>gone"),
+    3: ExchangeFailed(Outcome.DNS, "DNS: Name or service not known"),
+    4: respond(200, jpeg()[:-30]),
+    5: respond(200, jpeg(), {"X-Robots-Tag": "noai"}),
+}
+
+
+def test_every_row_gets_an_outcome_and_every_success_a_picture(tmp_path):
+    rows = [sample(number) for number in range(40)]
+    rows[6] |= {"set_aside": "missing_url", "url": None}
+    rows[7] |= {"set_aside": "similarity_above_one", "similarity": 6016.0}
+    layout = lay_samples(tmp_path, rows)
+    transport = web(SPECIAL)
+    manifest = run(layout, transport)
+
+    failed = {
+        1: "http_4xx",
+        2: "not_an_image",
+        3: "dns",
+        4: "undecodable",
+        5: "opted_out",
+        6: "set_aside",
+        7: "set_aside",
+    }
+    table = rows_of(layout)
+    assert [row["key"] for row in table] == [row["key"] for row in rows]
+    for number, row in enumerate(table):
+        assert row["outcome"] == failed.get(number, "success")
+        assert row["caption"] == rows[number]["caption"]
+        assert row["url"] == rows[number]["url"]
+        if number not in failed:
+            body = jpeg(number)
+            assert row["status"] == "success"
+            assert row["error_message"] is None
+            assert row["sha256"] == hashlib.sha256(body).hexdigest()
+            assert (row["width"], row["height"]) == (40, 32)
+            assert (row["original_width"], row["original_height"]) == (60, 48)
+            assert row["http_status"] == 200
+        else:
+            assert row["status"] == ("failed_to_resize" if number in (2, 4) else "failed_to_download")
+            assert row["error_message"]
+            assert row["width"] is None
+    assert table[1]["error_message"] == "HTTP Error 404: Not Found"
+    assert table[6]["error_message"] == "set aside: missing_url"
+    assert table[2]["sha256"] == hashlib.sha256(b"<html>gone").hexdigest()
+
+    # Rows set aside are not asked for.
+    assert len([url for url in transport.asked if url.endswith(("/6.jpg", "/7.jpg"))]) == 0
+    index = index_tar(layout.images_tar(SHARD))
+    successes = [number for number in range(40) if number not in failed]
+    assert list(index) == [f"00012{number:04d}" for number in successes]
+    assert all(list(members) == ["jpg", "txt", "json"] for members in index.values())
+    with tarfile.open(layout.images_tar(SHARD)) as tar:
+        for number in successes:
+            key = f"00012{number:04d}"
+            assert tar.extractfile(f"{key}.jpg").read() == check_and_resize(jpeg(number), IMAGE).jpeg
+            assert tar.extractfile(f"{key}.txt").read().decode() == f"caption {number}"
+            told = json.load(tar.extractfile(f"{key}.json"))
+            assert list(told) == IMAGES_IMG2DATASET.names
+            assert told == {name: table[number][name] for name in told}
+
+    assert manifest.rows == 40
+    assert (
+        manifest.counts["success"]
+        + manifest.counts["failed_to_download"]
+        + manifest.counts["failed_to_resize"]
+        == 40
+    )
+    assert {
+        name[8:]: count for name, count in manifest.counts.items() if name.startswith("outcome:")
+    } == Counter(row["outcome"] for row in table)
+    bodies = [len(jpeg(number)) for number in successes] + [len(b"<html>gone"), len(jpeg()) - 30]
+    assert manifest.counts["bytes_downloaded"] == sum(bodies)
+    stats = json.loads(layout.images_stats(SHARD).read_text())
+    assert (stats["count"], stats["successes"], stats["failed_to_resize"]) == (40, 33, 2)
+    assert stats["status_dict"]["HTTP Error 404: Not Found"] == 1
+    assert verify(layout.images(SHARD)) == manifest
+
+
+def test_the_same_answers_give_the_same_bytes_in_whatever_order_they_come(tmp_path):
+    rows = [sample(number) for number in range(30)]
+    versions = set()
+    for folder, concurrency, slow in (("a", 1, ()), ("b", 30, (0, 3, 17)), ("c", 7, range(20))):
+        layout = lay_samples(tmp_path / folder, rows if folder == "a" else rows[::-1])
+
+        async def handler(url, slow=slow):
+            number = int(url.rsplit("/", 1)[1].split(".")[0])
+            await asyncio.sleep(0.05 if number in slow else 0)
+            return SPECIAL.get(number) if number in (1, 2, 4) else respond(200, jpeg(number))
+
+        fetch = FETCH.model_copy(update={"concurrency": concurrency})
+        manifest = run(layout, FakeTransport(handler, fetch), fetch)
+        versions.add(manifest.data_version)
+    assert len(versions) == 1
+
+
+def test_a_second_run_asks_for_nothing(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    first = run(layout, web())
+    again = web()
+    assert run(layout, again) == first
+    # Neither patience nor speed changes what a shard holds, so changing them asks for nothing either.
+    patient = FETCH.model_copy(
+        update={"total_timeout_s": 60, "concurrency": 3, "attempts": 5, "contact": "a@b.c"}
+    )
+    assert (
+        run(layout, again, patient, IMAGE.model_copy(update={"workers": 2, "decode_timeout_s": 9})) == first
+    )
+    assert again.asked == []
+
+
+def test_other_pictures_wanted_are_downloaded(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    run(layout, web())
+    run(layout, web(), image=IMAGE.model_copy(update={"size": 16}))
+    assert [(row["width"], row["height"]) for row in rows_of(layout)] == [(20, 16)] * 5
+    more = web()
+    lay_samples(tmp_path, [sample(number) for number in range(7)])
+    run(layout, more, image=IMAGE.model_copy(update={"size": 16}))
+    assert len(more.asked) == 7
+    assert len(rows_of(layout)) == 7
+
+
+@pytest.mark.parametrize("rows", [[], [sample(0, set_aside="missing_url", url=None)], [sample(1)]])
+def test_a_shard_without_a_single_picture_is_a_shard(tmp_path, rows):
+    layout = lay_samples(tmp_path, rows)
+    manifest = run(layout, web(SPECIAL))
+    assert manifest.rows == len(rows)
+    assert manifest.counts["success"] == 0
+    assert index_tar(layout.images_tar(SHARD)) == {}
+    assert run(layout, web()) == manifest
+
+
+def test_odd_texts_and_numbers_are_written(tmp_path):
+    rows = [
+        sample(0, caption=None, similarity=math.nan, LICENSE=None, NSFW=None),
+        sample(1, caption="\x00\x1b[31m line\nbreak | ☃ 𝄞 \u202e", similarity=math.inf),
+        sample(2, caption="x" * 61_192, similarity=None),
+    ]
+    rows[1]["url"] = "http://host.com/10.jpg"
+    layout = lay_samples(tmp_path, rows)
+    run(layout, web())
+    with tarfile.open(layout.images_tar(SHARD)) as tar:
+        told = [
+            json.loads(tar.extractfile(f"{row['key']}.json").read(), parse_constant=pytest.fail)
+            for row in rows
+        ]
+        texts = [tar.extractfile(f"{row['key']}.txt").read().decode() for row in rows]
+    assert [one["similarity"] for one in told] == [None, None, None]
+    assert texts == ["", rows[1]["caption"], rows[2]["caption"]]
+    assert told[1]["caption"] == rows[1]["caption"]
+    kept = [row["similarity"] for row in rows_of(layout)]
+    assert math.isnan(kept[0])
+    assert kept[1:] == [math.inf, None]
+
+
+def test_endless_kinds_of_messages_are_counted_together(tmp_path):
+    special = {number: ExchangeFailed(Outcome.PROTOCOL, f"message {number:03d}") for number in range(150)}
+    layout = lay_samples(tmp_path, [sample(number) for number in range(150)])
+    run(layout, web(special))
+    messages = json.loads(layout.images_stats(SHARD).read_text())["status_dict"]
+    assert len(messages) == 101
+    assert messages["other messages"] == 50
+
+
+def test_no_more_urls_are_in_flight_than_allowed_and_no_more_bodies_in_memory(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(60)])
+    now, most = Counter(), Counter()
+
+    async def handler(url):
+        now["flight"] += 1
+        most["flight"] = max(most["flight"], now["flight"])
+        await asyncio.sleep(0.002)
+        now["flight"] -= 1
+        return respond(200, jpeg(1))
+
+    fetch = FETCH.model_copy(update={"concurrency": 5, "per_domain_concurrency": 5})
+    run(layout, FakeTransport(handler, fetch), fetch)
+    assert most["flight"] == 5
+
+
+def test_long_bodies_wait_for_one_another_and_all_arrive(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(20)])
+    fetch = FETCH.model_copy(update={"large_body_bytes": 10, "large_bodies": 1, "total_timeout_s": 1})
+    handler = FakeTransport(lambda url: respond(200, jpeg(1)), fetch)
+    assert run(layout, handler, fetch).counts["success"] == 20
+
+
+def test_progress_is_told(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(10)])
+    told = []
+    run(layout, web(), progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 10) for done in range(1, 11)]
+
+
+def test_a_picture_that_kills_its_decoder_takes_no_other_along(tmp_path):
+    heavy = io.BytesIO()
+    Image.new("L", (6000, 6000), 7).save(heavy, "PNG")
+    layout = lay_samples(tmp_path, [sample(number) for number in range(10)])
+    image = IMAGE.model_copy(update={"decode_timeout_s": 0.15})
+    manifest = run(layout, web({3: respond(200, heavy.getvalue())}), image=image)
+    assert rows_of(layout)[3]["outcome"] == "decoder_died"
+    assert rows_of(layout)[3]["status"] == "failed_to_resize"
+    assert manifest.counts["success"] == 9
+
+
+def test_it_runs_beside_a_running_loop_and_in_a_thread(tmp_path):
+    layout = lay_samples(tmp_path / "a", [sample(number) for number in range(3)])
+
+    async def main():
+        return run(layout, web())
+
+    assert asyncio.run(main()).counts["success"] == 3
+    other = lay_samples(tmp_path / "b", [sample(number) for number in range(3)])
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(other, web())))
+    thread.start()
+    thread.join()
+    assert found[0].counts["success"] == 3
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+def test_an_interrupt_ends_a_download_and_leaves_nothing(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(30)])
+    cancelled = []
+
+    async def hang(url):
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.append(url)
+            raise
+
+    def interrupt(number, frame):
+        raise _Interrupted
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        with pytest.raises(_Interrupted):
+            run(layout, FakeTransport(hang), FETCH.model_copy(update={"total_timeout_s": 600}))
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, previous)
+    assert len(cancelled) == FETCH.concurrency
+    assert list(layout.images(SHARD).drafts.iterdir()) == []
+    assert read_manifest(layout.images(SHARD)) is None
+
+
+def test_a_fault_of_ours_stops_the_shard_and_leaves_nothing(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(30)])
+    with pytest.raises(ZeroDivisionError):
+        run(layout, web({7: ZeroDivisionError()}))
+    assert list(layout.images(SHARD).drafts.iterdir()) == []
+    assert not layout.images_tar(SHARD).exists()
+
+
+def test_samples_come_first(tmp_path):
+    with pytest.raises(MissingInput, match="samples 00012"):
+        run(Layout(tmp_path), web())
+
+
+# -- what a killed run left -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_files_that_a_killed_run_of_ours_left_are_downloaded_again(tmp_path, kept):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    first = run(layout, web(SPECIAL))
+    output = layout.images(SHARD)
+    output.manifest.unlink()
+    for name in output.names[kept:]:
+        output.path(name).unlink()
+    again = web(SPECIAL)
+    assert run(layout, again).data_version == first.data_version
+    assert again.asked
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("00012.tar", b""),
+        ("00012.tar", b"x" * 600),
+        ("00012.parquet", b"PAR1"),
+        ("00012_stats.json", b"garbage"),
+    ],
+)
+def test_published_files_that_were_damaged_are_downloaded_again(tmp_path, name, damage):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    first = run(layout, web())
+    (layout.images_folder / name).write_bytes(damage)
+    assert run(layout, web()).data_version == first.data_version
+
+
+def test_a_manifest_that_cannot_be_read_is_made_again(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    first = run(layout, web())
+    layout.images(SHARD).manifest.write_text("{")
+    assert run(layout, web()).data_version == first.data_version
+
+
+# -- shards that img2dataset wrote ----------------------------------------------------------------
+
+
+FOREIGN = pa.schema(
+    [
+        ("url", pa.string()), ("caption", pa.string()), ("key", pa.string()), ("status", pa.string()),
+        ("error_message", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
+        ("original_width", pa.int32()), ("original_height", pa.int32()), ("exif", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def foreign_rows(count=8, failed=(2, 5), key="00012{:04d}"):
+    rows = []
+    for number in range(count):
+        status = "failed_to_download" if number in failed else "success"
+        rows.append(
+            {
+                "url": sample(number)["url"],
+                "caption": f"caption {number}",
+                "key": key.format(number),
+                "status": status,
+            }
+        )
+    # In order of completion.
+    return rows[::-2] + rows[-2::-2]
+
+
+def place(layout, rows, members=None, schema=FOREIGN, stats=None):
+    """What img2dataset leaves: PAX headers because of its float times, rows in order of completion."""
+    import pyarrow.parquet as pq
+
+    layout.images_folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), layout.images_table(SHARD))
+    if members is None:
+        members = [
+            (f"{row['key']}.{extension}", body)
+            for row in rows
+            if row["status"] == "success"
+            for extension, body in (("jpg", jpeg()), ("txt", b"caption"), ("json", b"{}"))
+        ]
+    with tarfile.open(layout.images_tar(SHARD), "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(body), 1700000000.123
+            tar.addfile(info, io.BytesIO(body))
+    counted = Counter(row["status"] for row in rows)
+    stats = (
+        {"count": len(rows), "successes": counted["success"], "duration": 12.3} if stats is None else stats
+    )
+    layout.images_stats(SHARD).write_text(json.dumps(stats))
+    return layout
+
+
+def contents(layout):
+    return {path.name: path.read_bytes() for path in layout.images_folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("key", ["00012{:04d}", "00000{:04d}"])
+@pytest.mark.parametrize("has_samples", [True, False])
+def test_a_placed_shard_is_adopted_as_it_is(tmp_path, key, has_samples):
+    layout = (
+        lay_samples(tmp_path, [sample(number) for number in range(8)]) if has_samples else Layout(tmp_path)
+    )
+    place(layout, foreign_rows(key=key))
+    before = contents(layout)
+    transport = web()
+    manifest = run(layout, transport)
+    assert transport.asked == []
+    assert manifest.rows == 8
+    assert manifest.recipe.settings == "img2dataset"
+    assert manifest.counts == {
+        "success": 6,
+        "failed_to_download": 2,
+        "failed_to_resize": 0,
+        "outcome:success": 6,
+        "outcome:other": 2,
+    }
+    after = contents(layout)
+    assert {name: after[name] for name in before} == before
+    # Whatever changes, it stays.
+    assert run(layout, transport, image=ImagePolicy(size=16)) == manifest
+    lay_samples(tmp_path, [sample(number, caption="other") for number in range(8)])
+    assert run(layout, transport) == manifest
+    assert transport.asked == []
+
+
+def test_a_placed_shard_is_never_overwritten(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(8)])
+    place(layout, foreign_rows())
+    before = contents(layout)
+    with pytest.raises(PlanError, match="never overwritten"):
+        download_images(SHARD, layout, FETCH, IMAGE, transport=web())
+    run(layout, web())
+    with pytest.raises(PlanError, match="never overwritten"):
+        download_images(SHARD, layout, FETCH, IMAGE, transport=web())
+    # Not even after it was damaged or half of it taken away.
+    layout.images_table(SHARD).write_bytes(b"")
+    with pytest.raises(CorruptParquet, match=r"00012\.parquet"):
+        run(layout, web())
+    layout.images_table(SHARD).unlink()
+    with pytest.raises(MissingInput, match=r"00012\.parquet"):
+        run(layout, web())
+    after = contents(layout)
+    assert after["00012.tar"] == before["00012.tar"]
+
+
+def test_files_laid_over_ours_are_adopted(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(8)])
+    run(layout, web())
+    place(layout, foreign_rows())
+    transport = web()
+    assert run(layout, transport).recipe.settings == "img2dataset"
+    assert transport.asked == []
+
+
+def test_numbers_as_keys_are_understood(tmp_path):
+    layout = Layout(tmp_path)
+    rows = foreign_rows(key="00000{:04d}")
+    members = [(f"{row['key']}.jpg", b"x") for row in rows if row["status"] == "success"]
+    numbered = [row | {"key": int(row["key"])} for row in rows]
+    place(layout, numbered, members, FOREIGN.set(2, pa.field("key", pa.int64())))
+    assert adopt_images(SHARD, layout).counts["success"] == 6
+
+
+def test_columns_that_were_not_saved_are_not_missed(tmp_path):
+    layout = Layout(tmp_path)
+    schema = pa.schema([FOREIGN.field(name) for name in ("status", "key", "url")])
+    rows = [{name: row[name] for name in schema.names} for row in foreign_rows()]
+    place(layout, rows, schema=schema, stats={})
+    assert adopt_images(SHARD, layout).rows == 8
+
+
+def first_success(rows):
+    return next(row for row in rows if row["status"] == "success")
+
+
+def members_of(rows, extension="jpg"):
+    return [(f"{row['key']}.{extension}", b"x") for row in rows if row["status"] == "success"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: {"members": members_of(rows)[1:]}, "a picture for each success"),
+        (lambda rows: {"members": [*members_of(rows), ("000120099.jpg", b"x")]}, "successes only"),
+        (lambda rows: {"members": [*members_of(rows), ("000120002.jpg", b"x")]}, "successes only"),
+        (
+            lambda rows: {"members": [*members_of(rows), (f"{first_success(rows)['key']}.png", b"x")]},
+            "one picture",
+        ),
+        (lambda rows: {"members": members_of(rows, "txt")}, "one picture"),
+        (lambda rows: {"rows": [*rows, rows[0]], "members": members_of(rows)}, "each key once"),
+        (
+            lambda rows: {"rows": [row | {"key": row["key"].replace("00012", "00013")} for row in rows]},
+            "keys of shard",
+        ),
+        (
+            lambda rows: {"rows": [row | {"key": f"key {row['key']}"} for row in rows], "members": []},
+            "keys of digits",
+        ),
+        (lambda rows: {"rows": [row | {"key": None} for row in rows], "members": []}, "keys of digits"),
+        (lambda rows: {"rows": [row | {"status": "ok"} for row in rows], "members": []}, "statuses"),
+        (lambda rows: {"rows": [row | {"status": None} for row in rows], "members": []}, "statuses"),
+        (lambda rows: {"rows": [row | {"url": "http://other.com/"} for row in rows]}, "the URLs of"),
+        (lambda rows: {"rows": [row | {"url": None} for row in rows]}, "8 rows with other ones"),
+        (lambda rows: {"rows": rows[1:]}, "8 rows, as in"),
+        (lambda rows: {"stats": {"count": 9}}, "count 8"),
+        (lambda rows: {"stats": {"count": 8, "successes": 7}}, "successes 6"),
+        (lambda rows: {"stats": [1, 2]}, "JSON object"),
+    ],
+)
+def test_a_placed_shard_whose_files_do_not_belong_together_is_refused(tmp_path, change, message):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(8)])
+    changed = {"rows": foreign_rows()} | change(foreign_rows())
+    place(layout, **changed)
+    before = contents(layout)
+    with pytest.raises(MisalignedShard, match=message) as raised:
+        run(layout, web())
+    assert "again" in raised.value.remedy or "place" in raised.value.remedy
+    assert contents(layout) == before
+    assert read_manifest(layout.images(SHARD)) is None
+
+
+def test_a_placed_tar_that_is_cut_short_is_refused(tmp_path):
+    layout = place(Layout(tmp_path), foreign_rows())
+    tar = layout.images_tar(SHARD)
+    tar.write_bytes(tar.read_bytes()[:-12_000])
+    with pytest.raises(CorruptTar, match=r"00012\.tar"):
+        run(layout, web())
+
+
+@pytest.mark.parametrize("name", ["00012.tar", "00012.parquet", "00012_stats.json"])
+def test_a_file_that_was_not_placed_is_asked_for(tmp_path, name):
+    layout = place(Layout(tmp_path), foreign_rows())
+    (layout.images_folder / name).unlink()
+    with pytest.raises(MissingInput, match=f"but not {name}"):
+        run(layout, web())
+
+
+def test_statuses_and_outcomes_of_a_download_are_the_schema_s(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(8)])
+    run(layout, web(SPECIAL))
+    assert {row["status"] for row in rows_of(layout)} <= set(Status)
+    assert {row["outcome"] for row in rows_of(layout)} <= set(Outcome)
