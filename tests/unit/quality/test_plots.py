@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,4 +104,5 @@ def test_no_state_is_left_in_the_process():
         "test_plots.draw_plots(test_plots.some());"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": paths})
