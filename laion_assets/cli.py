@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -21,6 +21,9 @@ from laion_assets import __version__
 from laion_assets.errors import LaionAssetsError, MissingInput, SettingsError
 from laion_assets.layout import ShardId
 from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
+
+if TYPE_CHECKING:
+    from laion_assets.defs.build import Build
 
 app = typer.Typer(
     name="laion-assets",
@@ -59,7 +62,7 @@ def main() -> None:
     except (click.ClickException, SettingsError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         code = _complain(message, _WRONG_INPUT)
-    except LaionAssetsError as error:
+    except (LaionAssetsError, OSError) as error:
         code = _complain(str(error), _FAILED)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted; run the same command again to go on", 130)
@@ -71,6 +74,15 @@ def _complain(message: str, code: int) -> int:
 
     print(f"laion-assets: {printable(message, 2_000)}", file=sys.stderr)
     return code
+
+
+def _complain_of(done: Build) -> None:
+    for (stage, key), error in sorted(done.failures.items()):
+        _complain(f"{stage} {key}: {error}", _FAILED)
+    for stage, rule, key in sorted(done.blocked):
+        _complain(f"{stage} {key}: check {rule} failed and blocks what follows", _FAILED)
+    for crash in done.crashes:
+        _complain(f"crash in {crash}; the run's log in the UI has the traceback", _FAILED)
 
 
 @app.callback(invoke_without_command=False)
@@ -103,7 +115,7 @@ def build(
 
     Runs and materializations are recorded in the instance that the UI shows.
     """
-    from laion_assets.defs.build import Request
+    from laion_assets.defs.build import Request, pending
     from laion_assets.defs.build import build as run
     from laion_assets.defs.instance import home_of, open_instance, prepare_home
     from laion_assets.progress import showing_progress
@@ -111,17 +123,17 @@ def build(
     settings = Settings.load(settings_file)
     request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
     home = prepare_home(home_of(settings))
-    with open_instance(home) as instance, showing_progress(settings, request, console) as watcher:
+    with (
+        open_instance(home) as instance,
+        showing_progress(lambda: pending(settings, instance, request), console) as watcher,
+    ):
         done = run(settings, instance, request, watcher)
-    for (stage, key), error in done.failures.items():
-        _complain(f"{stage} {key}: {error}", _FAILED)
-    for stage, rule, key in sorted(done.blocked):
-        _complain(f"{stage} {key}: check {rule} failed and blocks what follows", _FAILED)
+    _complain_of(done)
     console.print(
         f"{len(done.manifests)} partitions are up to date, {len(done.failures)} failed, "
         f"{len(done.blocked)} blocking checks failed"
     )
-    return _FAILED if done.failures or done.blocked else 0
+    return 0 if done.went_well else _FAILED
 
 
 @app.command()
@@ -163,7 +175,7 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     """
     from laion_assets.formats.publish import read_manifest
     from laion_assets.partitions import Axis, find_partitions
-    from laion_assets.pipeline import STAGES
+    from laion_assets.pipeline import STAGES, keys_of
     from laion_assets.quality.checks import evaluate, rules_of
 
     settings = Settings.load(settings_file)
@@ -172,7 +184,7 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     table = Table("stage", "rule", "partitions", "passed", "failed", "blocks", "first that failed")
     blocked = ran = 0
     for stage in STAGES:
-        keys = found.keys(stage.axis) if stage.axis is not Axis.NONE else (stage.name,)
+        keys = keys_of(stage, found)
         if stage.axis is Axis.SHARD and wanted is not None:
             keys = tuple(key for key in keys if key in set(wanted))
         there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
@@ -259,7 +271,9 @@ def demo(
     """Make a small data set and build all of it."""
     from laion_assets.demo.run import run_demo
 
-    return run_demo(folder, console)
+    done, is_true = run_demo(folder, console)
+    _complain_of(done)
+    return 0 if done.went_well and is_true else _FAILED
 
 
 def _range(text: str | None) -> Sequence[str] | None:

@@ -1,43 +1,9 @@
-"""The code location: settings, plan and stages assembled for Dagster. workspace.yaml points here."""
-
-import warnings
+"""The code location: workspace.yaml points here."""
 
 import dagster as dg
 
-from laion_assets.defs.assets import build_assets
-from laion_assets.defs.checks import build_checks
-from laion_assets.defs.jobs import build_jobs
-from laion_assets.defs.partitions import PartitionSets
-from laion_assets.defs.recording import Watcher
-from laion_assets.partitions import find_partitions
+from laion_assets.defs.assembly import build_definitions
 from laion_assets.settings import Settings
-
-
-def build_definitions(settings: Settings, *, watcher: Watcher | None = None) -> dg.Definitions:
-    """Everything Dagster shows and runs, for one data root.
-
-    Args:
-        settings: what the user set.
-        watcher: is told of every partition and check as it ends.
-    """
-    partitions = PartitionSets(find_partitions(settings))
-    watcher = watcher or Watcher()
-    with warnings.catch_warnings():
-        # In Dagster 1.13.27 backfill policies are beta and partitions of checks a preview. Without the one
-        # a backfill is a run for each shard, without the other a check's result has no partition.
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        warnings.simplefilter("ignore", dg.PreviewWarning)
-        return _assemble(settings, partitions, watcher)
-
-
-def _assemble(settings: Settings, partitions: PartitionSets, watcher: Watcher) -> dg.Definitions:
-    return dg.Definitions(
-        assets=build_assets(settings, partitions, watcher),
-        asset_checks=build_checks(settings, partitions, watcher),
-        jobs=build_jobs(),
-        # Parallelism belongs inside a stage; a process for each step would cost 12 CPU seconds a run.
-        executor=dg.in_process_executor,
-    )
 
 
 @dg.definitions

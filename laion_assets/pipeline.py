@@ -17,7 +17,7 @@ from laion_assets import schema
 from laion_assets.errors import PlanError
 from laion_assets.formats.publish import Manifest
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
-from laion_assets.partitions import Axis, read_plan
+from laion_assets.partitions import Axis, Partitions, read_plan
 from laion_assets.settings import Settings
 from laion_assets.stages import (
     catalog,
@@ -379,3 +379,18 @@ STAGES: Final = (
 )
 
 STAGE_BY_NAME: Final[Mapping[str, Stage]] = MappingProxyType({stage.name: stage for stage in STAGES})
+
+# Stages that have nothing to do while these partitions are not there.
+_POINTLESS_WITHOUT: Final = {
+    "laion400m_images": Axis.SHARD,
+    "laion400m_embeddings": Axis.EMBEDDING_SHARD,
+    "image_embeddings": Axis.EMBEDDING_SHARD,
+}
+
+
+def keys_of(stage: Stage, found: Partitions) -> tuple[str, ...]:
+    """Partition keys of a stage, its own name where it has no partitions; none where it lacks a source."""
+    needed = _POINTLESS_WITHOUT.get(stage.name)
+    if needed is not None and not found.keys(needed):
+        return ()
+    return (stage.name,) if stage.axis is Axis.NONE else found.keys(stage.axis)

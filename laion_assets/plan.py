@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -13,6 +14,7 @@ from laion_assets.keys import sample_key
 from laion_assets.layout import Layout, ShardId
 
 _PLAN_FORMAT: Final = 1
+_IMAGE_TABLE: Final = re.compile(r"([0-9]{5,9})\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,14 @@ class ShardPlan:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _corrupt(layout, error) from error
+
+
+def find_placed(layout: Layout) -> list[int]:
+    """Numbers of the shards whose table is in the images folder, whoever wrote it, ascending."""
+    if not layout.images_folder.is_dir():
+        return []
+    names = (_IMAGE_TABLE.fullmatch(path.name) for path in layout.images_folder.iterdir())
+    return sorted(int(name[1]) for name in names if name)
 
 
 def _corrupt(layout: Layout, error: Exception) -> CorruptManifest:

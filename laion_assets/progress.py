@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from laion_assets.defs.build import Request, pending
-from laion_assets.defs.recording import Watcher
-from laion_assets.errors import LaionAssetsError
+from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.formats.publish import Manifest
 from laion_assets.pipeline import Stage
-from laion_assets.settings import Settings
 
 
 class ProgressBar(Watcher):
-    """Moves a bar by one for each partition that ends."""
+    """Moves a bar by one for each partition that ends.
 
-    def __init__(self, progress: Progress, settings: Settings, request: Request) -> None:
+    Args:
+        progress: what draws the bar.
+        count: says how many partitions are still to come, as far as is known.
+    """
+
+    def __init__(self, progress: Progress, count: Callable[[], int]) -> None:
         self._progress = progress
-        self._settings = settings
-        self._request = request
-        self._task = progress.add_task("starting", total=pending(settings, request))
+        self._count = count
+        self._task = progress.add_task("starting", total=count())
 
-    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | LaionAssetsError) -> None:
+    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Move the bar and name the partition."""
         name = stage.name if key == stage.name else f"{stage.name} {key}"
         failed = "" if isinstance(outcome, Manifest) else " failed"
@@ -33,11 +34,11 @@ class ProgressBar(Watcher):
         if stage.name == "shard_plan":
             # Only now is it known how many shards there are.
             done = self._progress.tasks[self._task].completed
-            self._progress.update(self._task, total=done + pending(self._settings, self._request))
+            self._progress.update(self._task, total=done + self._count())
 
 
 @contextmanager
-def showing_progress(settings: Settings, request: Request, console: Console) -> Iterator[ProgressBar]:
+def showing_progress(count: Callable[[], int], console: Console) -> Iterator[ProgressBar]:
     """A watcher whose bar is drawn while the block runs; on no terminal, only its end is printed."""
     columns = (
         TextColumn("{task.description:<32}", markup=False),
@@ -46,4 +47,4 @@ def showing_progress(settings: Settings, request: Request, console: Console) -> 
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield ProgressBar(progress, settings, request)
+        yield ProgressBar(progress, count)

@@ -1,23 +1,27 @@
 """Builds what is missing, through Dagster in this process, recorded where the UI shows it."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import dagster as dg
 
-from laion_assets.definitions import build_definitions
+from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
-from laion_assets.defs.recording import Watcher
-from laion_assets.errors import LaionAssetsError
+from laion_assets.defs.recording import Refusal, Watcher
+from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import Manifest, read_manifest
-from laion_assets.partitions import Axis, find_partitions
-from laion_assets.pipeline import STAGE_BY_NAME, STAGES, Stage
+from laion_assets.partitions import Axis, Partitions, find_partitions
+from laion_assets.pipeline import STAGE_BY_NAME, Stage, keys_of
+from laion_assets.plan import find_placed
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
 
-# Its input is every embedding shard, so it comes after both branches.
-_JOINED_LAST = "image_embeddings"
+# Stages that one run takes its partitions through, in the order in which they are built.
+_PARTS = ("raw_metadata",)
+_IMAGES = ("samples", "images", "normalized_images", "tfds_images")
+_EMBEDDINGS = ("embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings")
+_JOINED = ("image_embeddings",)
 _PUBLICATION = ("laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
 
 
@@ -45,20 +49,27 @@ class Build(Watcher):
         failures: (stage, partition) -> why not.
         verdicts: (stage, rule, partition) -> what a rule found.
         blocked: (stage, rule, partition) whose rule failed and blocks what follows.
+        crashes: errors that nobody foresaw, each with the run whose log has the traceback.
     """
 
     watcher: Watcher = field(default_factory=Watcher)
     manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
-    failures: dict[tuple[str, str], LaionAssetsError] = field(default_factory=dict)
+    failures: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     verdicts: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
     blocked: set[tuple[str, str, str]] = field(default_factory=set)
+    crashes: list[str] = field(default_factory=list)
+
+    @property
+    def went_well(self) -> bool:
+        """Whether nothing failed, crashed, or was blocked."""
+        return not (self.failures or self.blocked or self.crashes)
 
     def bad(self, names: Collection[str]) -> set[str]:
         """Partitions that failed in one of these stages, or in a check that blocks what follows it."""
         failed = {key for name, key in self.failures if name in names}
         return failed | {key for name, _, key in self.blocked if name in names}
 
-    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | LaionAssetsError) -> None:
+    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Keep what came of a partition."""
         if isinstance(outcome, Manifest):
             self.manifests[stage.name, key] = outcome
@@ -82,74 +93,37 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
         instance: where runs and materializations are recorded.
         request: which partitions.
         watcher: is told of every partition and check as it ends.
+
+    Raises:
+        SettingsError: if a shard is asked for that is not there.
     """
     done = Build(watcher=watcher)
-    parts = find_partitions(settings).parts
-    _materialize_missing(settings, instance, done, ["raw_metadata"], parts, again=request.again)
-    _materialize(settings, instance, done, ["shard_plan"], {})
-    if ("shard_plan", "shard_plan") in done.failures and not find_partitions(settings).embedding_shards:
-        return done
     found = find_partitions(settings)
-    shards = found.shards if request.shards is None else request.shards
-    embedding_shards = (
-        found.embedding_shards if request.embedding_shards is None else request.embedding_shards
-    )
-    for axis, keys in ((Axis.SHARD, shards), (Axis.EMBEDDING_SHARD, embedding_shards)):
-        names = [stage.name for stage in STAGES if stage.axis is axis and stage.name != _JOINED_LAST]
-        _materialize_missing(settings, instance, done, names, keys, again=request.again)
-    if found.embedding_shards:
-        # A new embedding shard may hold vectors of any image shard.
-        grown = any(name == "embedding_join" for name, _ in done.manifests)
-        _materialize_missing(settings, instance, done, [_JOINED_LAST], shards, again=request.again or grown)
-    published = [name for name in _PUBLICATION if found.embedding_shards or name != "laion400m_embeddings"]
-    _materialize(settings, instance, done, published, {})
+    _materialize_missing(settings, instance, done, _PARTS, request)
+    # Somebody who has vectors only needs no plan; somebody who has nothing is told so by the plan.
+    if found.parts or find_placed(settings.layout) or not found.embedding_shards:
+        _materialize(settings, instance, done, ["shard_plan"], {})
+    found = find_partitions(settings)
+    _refuse_unknown(request.shards, found.shards)
+    _refuse_unknown(request.embedding_shards, found.embedding_shards)
+    if not found.shards and not found.embedding_shards:
+        return done
+    _materialize_missing(settings, instance, done, _IMAGES, request)
+    _materialize_missing(settings, instance, done, _EMBEDDINGS, request)
+    # A new embedding shard may hold vectors of any image shard.
+    grown = any(name == "embedding_join" for name, _ in done.manifests)
+    _materialize_missing(settings, instance, done, _JOINED, replace(request, again=request.again or grown))
+    _materialize(settings, instance, done, _published(found), {})
     return done
 
 
-def pending(settings: Settings, request: Request) -> int:
+def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) -> int:
     """How many partitions a build has before it, as far as is known: the plan may add shards."""
-    found = find_partitions(settings)
-    wanted = {
-        Axis.PART: found.parts,
-        Axis.SHARD: found.shards if request.shards is None else request.shards,
-        Axis.EMBEDDING_SHARD: found.embedding_shards
-        if request.embedding_shards is None
-        else request.embedding_shards,
-    }
-    missing = sum(
-        request.again or read_manifest(stage.output(settings.layout, key)) is None
-        for stage in STAGES
-        for key in wanted.get(stage.axis, ())
+    published = _published(find_partitions(settings))
+    return len(published) + sum(
+        len(chain) * len(_missing(settings, instance, chain, request))
+        for chain in (_PARTS, _IMAGES, _EMBEDDINGS, _JOINED)
     )
-    return missing + len(_PUBLICATION)
-
-
-def _materialize_missing(
-    settings: Settings,
-    instance: dg.DagsterInstance,
-    done: Build,
-    names: Sequence[str],
-    keys: Sequence[str],
-    *,
-    again: bool,
-) -> None:
-    recorded = [instance.get_materialized_partitions(dg.AssetKey(name)) for name in names]
-
-    def is_missing(key: str) -> bool:
-        return again or any(
-            key not in known or read_manifest(STAGE_BY_NAME[name].output(settings.layout, key)) is None
-            for name, known in zip(names, recorded, strict=True)
-        )
-
-    every = find_partitions(settings).keys(STAGE_BY_NAME[names[0]].axis)
-    missing = {key for key in keys if is_missing(key)}
-    for batch in batches(every, missing, settings.batch_shards):
-        _materialize(settings, instance, done, names, range_tags(batch))
-        # A bad shard ends its run for the whole batch; the others go on in runs without it.
-        good = set(batch) - done.bad(names)
-        if len(good) < len(batch):
-            for rest in batches(every, good, settings.batch_shards):
-                _materialize(settings, instance, done, names, range_tags(rest))
 
 
 def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterator[list[str]]:
@@ -166,6 +140,55 @@ def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterato
         yield batch
 
 
+def _published(found: Partitions) -> list[str]:
+    return [name for name in _PUBLICATION if keys_of(STAGE_BY_NAME[name], found)]
+
+
+def _refuse_unknown(asked: Sequence[str] | None, every: Sequence[str]) -> None:
+    if unknown := sorted(set(asked or ()) - set(every)):
+        last = f"the last one is {every[-1]}" if every else "there is none"
+        raise SettingsError(f"there is no shard {unknown[0]}: {last}")
+
+
+def _missing(
+    settings: Settings, instance: dg.DagsterInstance, chain: Sequence[str], request: Request
+) -> set[str]:
+    """Partitions that were asked for and lack a manifest, or a record in Dagster, in one of the stages."""
+    stages = [STAGE_BY_NAME[name] for name in chain]
+    asked = {Axis.SHARD: request.shards, Axis.EMBEDDING_SHARD: request.embedding_shards}.get(stages[0].axis)
+    keys = set(keys_of(stages[0], find_partitions(settings)))
+    keys = keys if asked is None else keys & set(asked)
+    if request.again or not keys:
+        return keys
+    recorded = {stage.name: instance.get_materialized_partitions(dg.AssetKey(stage.name)) for stage in stages}
+    return {
+        key
+        for key in keys
+        if any(
+            key not in recorded[stage.name] or read_manifest(stage.output(settings.layout, key)) is None
+            for stage in stages
+        )
+    }
+
+
+def _materialize_missing(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    done: Build,
+    chain: Sequence[str],
+    request: Request,
+) -> None:
+    every = keys_of(STAGE_BY_NAME[chain[0]], find_partitions(settings))
+    missing = _missing(settings, instance, chain, request)
+    for batch in batches(every, missing, settings.batch_shards):
+        _materialize(settings, instance, done, chain, range_tags(batch))
+        # A bad shard ends its run for the whole batch; the others go on in runs without it.
+        good = set(batch) - done.bad(chain)
+        if len(good) < len(batch):
+            for rest in batches(every, good, settings.batch_shards):
+                _materialize(settings, instance, done, chain, range_tags(rest))
+
+
 def _materialize(
     settings: Settings,
     instance: dg.DagsterInstance,
@@ -174,11 +197,8 @@ def _materialize(
     tags: dict[str, str],
 ) -> None:
     definitions = build_definitions(settings, watcher=done)
-    assets = cast(
-        "list[dg.AssetsDefinition]", [*(definitions.assets or []), *(definitions.asset_checks or [])]
-    )
-    dg.materialize(
-        assets,
+    result = dg.materialize(
+        cast("list[dg.AssetsDefinition]", [*(definitions.assets or ()), *(definitions.asset_checks or ())]),
         selection=dg.AssetSelection.assets(*names),
         instance=instance,
         tags=tags,
@@ -186,3 +206,9 @@ def _materialize(
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+    for event in result.all_events:
+        failure = event.step_failure_data if event.is_step_failure else None
+        # A Failure names partitions that `done` has already; anything else is a crash.
+        if failure is not None and failure.user_failure_data is None and failure.error is not None:
+            cause = failure.error.cause or failure.error
+            done.crashes.append(f"{event.step_key}: {cause.message.strip()} (run {result.run_id})")

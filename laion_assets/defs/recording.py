@@ -19,11 +19,14 @@ from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.quality.text import printable
 from laion_assets.settings import Settings
 
+# Why a partition is not there: its files are not right, or the disk, the folder or the limits are not.
+Refusal = LaionAssetsError | OSError
+
 
 class Watcher:
     """Is told of every partition and check as it ends; this one says nothing."""
 
-    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | LaionAssetsError) -> None:
+    def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """A stage ended with one partition: its manifest, or why there is none."""
 
     def check_ended(self, rule: Rule, key: str, verdict: Verdict) -> None:
@@ -50,7 +53,7 @@ def materialize_partitions(
     for key in context.partition_keys:
         try:
             manifest = stage.run(settings, key)
-        except LaionAssetsError as error:
+        except (LaionAssetsError, OSError) as error:
             failures[key] = printable(str(error), _MESSAGE_CHARACTERS)
             context.log.warning("%s %s: %s", stage.name, key, failures[key])
             watcher.partition_ended(stage, key, error)
@@ -82,7 +85,7 @@ def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.
     """
     try:
         manifest = stage.run(settings, stage.name)
-    except LaionAssetsError as error:
+    except (LaionAssetsError, OSError) as error:
         watcher.partition_ended(stage, stage.name, error)
         raise dg.Failure(
             description=printable(str(error), _MESSAGE_CHARACTERS), allow_retries=False

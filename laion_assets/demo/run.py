@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from laion_assets.defs.build import Request, build
+from laion_assets.defs.build import Build, Request, build, pending
 from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.demo.dataset import captions_true, make_demo
 from laion_assets.demo.web import DemoWeb
@@ -33,32 +33,31 @@ _WEB_FILE: Final = "web.json"
 _OUTCOME: Final = "outcome:"
 
 
-def run_demo(folder: Path, console: Console) -> int:
+def run_demo(folder: Path, console: Console) -> tuple[Build, bool]:
     """Make the demo's data, build everything from it, and print what came of it.
 
     Returns:
-        The exit code: 0 if every partition is there, no blocking check failed, and every caption of the
-        built data set is true of its picture.
+        What the build did, and whether every caption of the built data set is true of its picture.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _serving(folder / _WEB_FILE) as web:
         make_demo(folder, web.base_url)
         settings = Settings.load(folder / SETTINGS_FILE)
-        request = Request()
         home = prepare_home(settings.dagster_home)
-        with open_instance(home) as instance, showing_progress(settings, request, console) as bar:
-            done = build(settings, instance, request, bar)
-    for (stage, key), error in done.failures.items():
-        console.print(f"{stage} {key}: {error}", style="red", markup=False)
-    if done.failures:
-        return 1
+        with (
+            open_instance(home) as instance,
+            showing_progress(lambda: pending(settings, instance, Request()), console) as bar,
+        ):
+            done = build(settings, instance, Request(), bar)
+    if not done.went_well:
+        return done, False
     shards = find_partitions(settings).shards
     console.print(_shard_table(settings, shards))
     true, false = captions_true(_examples(settings.layout, shards))
     console.print(f"{true} of {true + len(false)} captions are true of their pictures, by their pixels.\n")
     _print_next_steps(folder, settings.layout, console)
-    return 1 if done.blocked or false or not true else 0
+    return done, bool(true) and not false
 
 
 @contextmanager

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
 from laion_assets.errors import MissingInput, PlanError
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import Layout
-from laion_assets.plan import ShardPlan
+from laion_assets.plan import ShardPlan, find_placed
 from laion_assets.raw_source import read_source
 
 CODE_VERSION: Final = "1"
-
-_PLACED_TABLE: Final = re.compile(r"([0-9]{5,9})\.parquet")
 
 
 def plan_shards(layout: Layout, parts: Sequence[str], *, rows_per_shard: int) -> Manifest:
@@ -34,7 +31,7 @@ def plan_shards(layout: Layout, parts: Sequence[str], *, rows_per_shard: int) ->
         if layout.raw_metadata(part).manifest.exists():
             rows = require(layout.raw_metadata(part)).rows
             plan = plan.with_part(part, sha256=read_source(layout, part).sha256, rows=rows)
-    plan = plan.with_placed(_placed(layout))
+    plan = plan.with_placed(find_placed(layout))
     if not plan.shards:
         raise MissingInput(
             "there is nothing to plan: name the raw Parquet files in laion.toml ([raw] source = "
@@ -65,10 +62,3 @@ def _existing(layout: Layout, rows_per_shard: int) -> ShardPlan:
             f"and shards never change: set it back, or start another data_root"
         )
     return plan
-
-
-def _placed(layout: Layout) -> list[int]:
-    if not layout.images_folder.is_dir():
-        return []
-    names = (_PLACED_TABLE.fullmatch(path.name) for path in layout.images_folder.iterdir())
-    return sorted(int(name[1]) for name in names if name)

@@ -63,11 +63,11 @@ def cli(demo):
 def build_all(tmp_path, monkeypatch):
     """Build everything below ``tmp_path / 'laion.toml'`` through Dagster, in this process."""
 
-    def run(text: str, **request):
+    def run(text: str, watcher=None, **request):
         (tmp_path / "laion.toml").write_text(text)
         settings = Settings.load(tmp_path / "laion.toml")
         monkeypatch.setenv("DAGSTER_HOME", str(settings.dagster_home))
         with open_instance(prepare_home(settings.dagster_home)) as instance:
-            return settings, build(settings, instance, Request(**request), Watcher())
+            return settings, build(settings, instance, Request(**request), watcher or Watcher())
 
     return run

@@ -6,17 +6,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_assets.defs.instance import open_instance
+from laion_assets.defs.recording import Watcher
 from laion_assets.defs.status import stage_statuses
 from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
+from laion_assets.errors import SettingsError
 from laion_assets.layout import ShardId
 from laion_assets.plan import ShardPlan
 from laion_assets.schema import RAW
 
-SETTINGS = """\
-data_root = "data"
-dagster_home = "dagster_home"
+LOCATIONS = 'data_root = "data"\ndagster_home = "dagster_home"\n'
+SETTINGS = f"""\
+{LOCATIONS}
 rows_per_shard = 5
 batch_shards = 3
 [raw]
@@ -70,6 +72,39 @@ def test_a_damaged_part_takes_only_itself_down(build_all, tmp_path, web):
     assert sum(web.requests.values()) - sum(asked.values()) == 8
 
 
+def test_a_disk_that_says_no_is_a_named_failure(build_all, tmp_path, web, run_cli):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 5)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "normalized_images").write_text("a file where a folder must be")
+    _, done = build_all(SETTINGS)
+    assert ("normalized_images", "00000") in done.failures
+    assert not done.went_well
+    printed = run_cli("build", "--settings", tmp_path / "laion.toml", cwd=tmp_path)
+    assert printed.returncode == 1
+    assert "normalized_images 00000: " in printed.stderr
+    assert "Traceback" not in printed.stderr
+
+
+def test_a_crash_is_never_taken_for_success(build_all, tmp_path, web):
+    class Faulty(Watcher):
+        def partition_ended(self, stage, key, outcome):
+            if stage.name == "normalized_images":
+                raise ZeroDivisionError("a bug")
+
+    write_part(tmp_path / "raw", "part-0.parquet", web, 5)
+    _, done = build_all(SETTINGS, watcher=Faulty())
+    assert not done.went_well
+    assert any("normalized_images" in crash and "a bug" in crash for crash in done.crashes)
+
+
+def test_vectors_alone_give_their_dataset(build_all, tmp_path, demo):
+    settings, done = build_all(f"{LOCATIONS}[embeddings]\nsource = '{demo / 'embeddings'}'\n")
+    assert done.failures == {}
+    assert not done.blocked
+    assert done.manifests["laion400m_embeddings", "laion400m_embeddings"].rows > 350
+    assert not settings.layout.shard_plan().manifest.exists()
+
+
 def test_a_range_of_shards_is_built_alone(build_all, tmp_path, web):
     write_part(tmp_path / "raw", "part-0.parquet", web, 20)
     settings, done = build_all(SETTINGS, shards=["00001", "00002"])
@@ -78,6 +113,8 @@ def test_a_range_of_shards_is_built_alone(build_all, tmp_path, web):
     assert built == {"00001", "00002"}
     assert not settings.layout.images(ShardId(0)).manifest.exists()
     assert done.manifests["laion400m_images", "laion400m_images"].rows == 10
+    with pytest.raises(SettingsError, match="no shard 00004: the last one is 00003"):
+        build_all(SETTINGS, shards=["00004"])
 
 
 def test_new_settings_redo_only_what_they_change(build_all, tmp_path, web):

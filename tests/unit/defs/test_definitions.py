@@ -4,7 +4,7 @@ import sys
 import dagster as dg
 import pytest
 
-from laion_assets.definitions import build_definitions
+from laion_assets.defs.assembly import build_definitions
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGES
 from laion_assets.quality.checks import rules_of
