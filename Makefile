@@ -36,14 +36,14 @@ check: $(VENV)/dev
 # The lock files are complete, so pip need not resolve anything (--no-deps) and every file is checked.
 $(VENV)/runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV): about a minute, once."
-	$(PIP) --require-hashes -r requirements/runtime.txt
-	$(PIP) --no-build-isolation -e .
+	@$(PIP) --require-hashes -r requirements/runtime.txt
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV), TensorFlow included: about two minutes, once."
-	$(PIP) --require-hashes -r requirements/dev.txt
-	$(PIP) --no-build-isolation -e .
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --no-build-isolation -e .
 	@touch $@ $(VENV)/runtime
 
 $(VENV)/bin/python:

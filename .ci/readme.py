@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -49,8 +50,7 @@ def serve_ui() -> None:
                 time.sleep(0.5)
         raise SystemExit("make ui did not answer within 90 s")
     finally:
-        process.send_signal(signal.SIGINT)
-        subprocess.run(["pkill", "-INT", "-g", str(process.pid)], check=False)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl+C does
         process.wait(60)
 
 

@@ -33,7 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-console = Console()
+# Where nobody watches (a pipe, a CI log) there is no width to keep to, so names need not be cut.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 _WRONG_INPUT = 2
 _FAILED = 1

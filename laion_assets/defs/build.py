@@ -10,7 +10,7 @@ from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.errors import SettingsError
-from laion_assets.formats.publish import Manifest, read_manifest
+from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
 from laion_assets.pipeline import STAGE_BY_NAME, Stage, keys_of
 from laion_assets.plan import find_placed
@@ -165,7 +165,7 @@ def _missing(
         key
         for key in keys
         if any(
-            key not in recorded[stage.name] or read_manifest(stage.output(settings.layout, key)) is None
+            key not in recorded[stage.name] or not stage.output(settings.layout, key).manifest.exists()
             for stage in stages
         )
     }

@@ -8,7 +8,9 @@ from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    NULL_EVENT_POINTER,
     get_input_data_version_tag,
+    get_input_event_pointer_tag,
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
@@ -34,6 +36,7 @@ class Watcher:
 
 
 _MESSAGE_CHARACTERS: Final = 2_000
+_NO_VERSION: Final = "none"
 
 # In a run over a range, Dagster itself would record every partition with one common data version, and
 # none of them if the last one failed. So each is recorded by hand as it ends, with its own version, and
@@ -50,6 +53,7 @@ def materialize_partitions(
         dagster.Failure: at the end, if any partition failed; it names each with its reason.
     """
     failures: dict[str, str] = {}
+    seen = _latest_events(stage, context.instance)
     for key in context.partition_keys:
         try:
             manifest = stage.run(settings, key)
@@ -63,7 +67,7 @@ def materialize_partitions(
                 asset_key=context.asset_key,
                 partition=key,
                 metadata=_metadata(manifest),
-                tags=_version_tags(stage, manifest),
+                tags=_version_tags(stage, manifest, seen),
             )
         )
         watcher.partition_ended(stage, key, manifest)
@@ -102,16 +106,33 @@ def _data_version(stage: Stage, manifest: Manifest) -> str:
     return manifest.recipe.settings if stage.name == "shard_plan" else manifest.data_version
 
 
-def _version_tags(stage: Stage, manifest: Manifest) -> dict[str, str]:
+def _latest_events(stage: Stage, instance: dg.DagsterInstance) -> dict[str, str]:
+    """For each input, the newest materialization there is before the stage reads it.
+
+    Dagster calls a partition stale if its input's partition has another data version in a later one.
+    """
+    records = {
+        record.asset_entry.asset_key.to_user_string(): record.asset_entry.last_materialization_record
+        for record in instance.get_asset_records([dg.AssetKey(name) for name in stage.inputs])
+    }
+    return {
+        name: str(latest.storage_id) if (latest := records.get(name)) else NULL_EVENT_POINTER
+        for name in stage.inputs
+    }
+
+
+def _version_tags(stage: Stage, manifest: Manifest, seen: Mapping[str, str]) -> dict[str, str]:
     """Tags by which Dagster tells, per partition, whether content or code changed since."""
     tags = {
         CODE_VERSION_TAG: stage.code_version,
         DATA_VERSION_TAG: _data_version(stage, manifest),
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
     }
-    for name, version in manifest.recipe.inputs.items():
-        if name in stage.inputs:
-            tags[get_input_data_version_tag(dg.AssetKey(name))] = version
+    for name, event in seen.items():
+        key = dg.AssetKey(name)
+        # A shard that img2dataset made follows from none of our inputs.
+        tags[get_input_data_version_tag(key)] = manifest.recipe.inputs.get(name, _NO_VERSION)
+        tags[get_input_event_pointer_tag(key)] = event
     return tags
 
 

@@ -4,7 +4,10 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
 
+from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.instance import open_instance
 from laion_assets.defs.recording import Watcher
 from laion_assets.defs.status import stage_statuses
@@ -12,7 +15,10 @@ from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
 from laion_assets.errors import SettingsError
+from laion_assets.image import ImagePolicy
 from laion_assets.layout import ShardId
+from laion_assets.partitions import Axis
+from laion_assets.pipeline import STAGES
 from laion_assets.plan import ShardPlan
 from laion_assets.schema import RAW
 
@@ -132,6 +138,37 @@ def test_new_settings_redo_only_what_they_change(build_all, tmp_path, web):
         again.manifests["tfds_images", "00000"].data_version
         != first.manifests["tfds_images", "00000"].data_version
     )
+
+
+def stale(settings, instance, key):
+    """Stages whose partition Dagster calls stale."""
+    graph = build_definitions(settings).resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    return {
+        stage.name
+        for stage in STAGES
+        if stage.axis is Axis.SHARD and stage.name != "image_embeddings"
+        if resolver.get_status(dg.AssetKey(stage.name), key) is StaleStatus.STALE
+    }
+
+
+def test_staleness_follows_content_in_each_partition(build_all, tmp_path, web):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 10)
+    settings, _ = build_all(SETTINGS)
+    with open_instance(settings.dagster_home) as instance:
+        assert stale(settings, instance, "00000") == stale(settings, instance, "00001") == set()
+        # The same again changes nothing; other pictures of one shard are news for what follows from them.
+        for image, expected in (
+            (settings.image, set()),
+            (ImagePolicy(size=64), {"normalized_images", "tfds_images"}),
+        ):
+            changed = settings.model_copy(update={"image": image})
+            images = [
+                asset for asset in build_definitions(changed).assets if asset.key == dg.AssetKey("images")
+            ]
+            assert dg.materialize(images, instance=instance, partition_key="00001").success
+            assert stale(changed, instance, "00001") == expected
+            assert stale(changed, instance, "00000") == set()
 
 
 def test_versions_follow_content_through_the_chain(build_all, tmp_path, web):

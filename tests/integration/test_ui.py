@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from laion_assets.partitions import find_partitions
 from laion_assets.pipeline import STAGES
+from laion_assets.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +76,18 @@ def test_every_partition_is_there_and_fresh(ui):
         assert node["staleStatus"] == "FRESH", name
         if (counts := node["partitionStats"]) is not None:
             assert counts["numMaterialized"] == counts["numPartitions"] > 0, name
+
+
+def test_no_partition_is_stale(ui, demo):
+    found = find_partitions(Settings.load(demo / "laion.toml"))
+    query = (
+        "query($key: AssetKeyInput!, $partition: String!) { assetNodeOrError(assetKey: $key)"
+        " { ... on AssetNode { staleStatus(partition: $partition) staleCauses(partition: $partition) { reason } } } }"
+    )
+    for stage in STAGES:
+        for partition in found.keys(stage.axis)[:2]:
+            node = _ask(ui, query, key={"path": [stage.name]}, partition=partition)["assetNodeOrError"]
+            assert node["staleStatus"] == "FRESH", (stage.name, partition, node)
 
 
 def test_the_graph_is_drawn(ui, program, tmp_path):
