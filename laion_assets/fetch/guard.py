@@ -106,8 +106,9 @@ def _judge(address: _Address, *, allow_loopback: bool) -> str | None:
         carried = address.sixtofour
         if address in _NAT64:
             carried = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-        if carried is not None and (reason := _judge(carried, allow_loopback=False)):
-            return reason
+        if carried is not None:
+            # What is_global makes of these prefixes differs from one Python to the next.
+            return _judge(carried, allow_loopback=False)
     if address.is_loopback:
         return None if allow_loopback else "loopback"
     for network, reason in _REFUSED:

@@ -82,7 +82,8 @@ def test_no_partition_is_stale(ui, demo):
     found = find_partitions(Settings.load(demo / "laion.toml"))
     query = (
         "query($key: AssetKeyInput!, $partition: String!) { assetNodeOrError(assetKey: $key)"
-        " { ... on AssetNode { staleStatus(partition: $partition) staleCauses(partition: $partition) { reason } } } }"
+        " { ... on AssetNode { staleStatus(partition: $partition)"
+        " staleCauses(partition: $partition) { reason } } } }"
     )
     for stage in STAGES:
         for partition in found.keys(stage.axis)[:2]:
