@@ -21,6 +21,7 @@ from laion_assets.demo.dataset import captions_true, make_demo
 from laion_assets.demo.web import DemoWeb
 from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import require
+from laion_assets.formats.tfds import decode_example
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
 from laion_assets.partitions import Axis, find_partitions
@@ -53,7 +54,7 @@ def run_demo(folder: Path, console: Console) -> tuple[Build, bool]:
     if not done.went_well:
         return done, False
     shards = find_partitions(settings).shards
-    console.print(_shard_table(settings, shards))
+    _print_shards(settings, shards, console)
     true, false = captions_true(_examples(settings.layout, shards))
     console.print(f"{true} of {true + len(false)} captions are true of their pictures, by their pixels.\n")
     _print_next_steps(folder, settings.layout, console)
@@ -87,10 +88,11 @@ def _serving(record: Path) -> Iterator[DemoWeb]:
         web.__exit__(None, None, None)
 
 
-def _shard_table(settings: Settings, shards: Sequence[str]) -> Table:
-    """A line for each shard: what became of its rows, and which checks of its files pass."""
+def _print_shards(settings: Settings, shards: Sequence[str], console: Console) -> None:
+    """A line for each shard: what became of its rows, and how many checks of its files pass."""
     rules = [rule for stage in STAGES if stage.axis is Axis.SHARD for rule in rules_of(stage.name)]
     table = Table("shard", "rows", "images", "failures by class", "checks passed")
+    remarks = []
     for key in shards:
         manifest = require(settings.layout.images(ShardId.parse(key)))
         failures = {
@@ -98,26 +100,33 @@ def _shard_table(settings: Settings, shards: Sequence[str]) -> Table:
             for name, count in manifest.counts.items()
             if count and name.startswith(_OUTCOME) and name != f"{_OUTCOME}success"
         }
-        verdicts = [evaluate(rule, settings.layout, settings.quality, key) for rule in rules]
+        verdicts = {rule: evaluate(rule, settings.layout, settings.quality, key) for rule in rules}
+        failed = {rule: verdict for rule, verdict in verdicts.items() if not verdict.passed}
+        remarks += [
+            f"{'failed' if rule.blocking else 'warning'}: {rule.stage} {key}: {rule.name}: "
+            + "; ".join(verdict.examples[:2])
+            for rule, verdict in failed.items()
+        ]
         table.add_row(
             key,
             str(manifest.rows),
             str(manifest.counts["success"]),
             ", ".join(f"{name} {count}" for name, count in sorted(failures.items())),
-            f"{sum(verdict.passed for verdict in verdicts)} of {len(verdicts)}",
+            f"{len(verdicts) - len(failed)} of {len(verdicts)}",
         )
-    return table
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
     """Caption and pixels of every example, from the TFRecords themselves."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
     for key in shards:
-        for payload in read_records(layout.tfds_images(ShardId.parse(key)).only):
-            feature = tf_example_pb2.Example.FromString(payload).features.feature
-            with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as picture:
-                yield feature["caption"].bytes_list.value[0].decode(), np.asarray(picture.convert("RGB"))
+        path = layout.tfds_images(ShardId.parse(key)).only
+        for record, payload in enumerate(read_records(path)):
+            features = decode_example(payload, path=path, record=record)
+            with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as picture:
+                yield features["caption"].bytes_list.value[0].decode(), np.asarray(picture.convert("RGB"))
 
 
 def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:

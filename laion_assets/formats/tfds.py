@@ -11,7 +11,7 @@ several times faster. Its features come in order of their names, so equal rows g
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from struct import Struct
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.errors import CorruptParquet
+from laion_assets.errors import CorruptParquet, CorruptTfrecord
 from laion_assets.formats.publish import fingerprint, write_durably
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
@@ -160,6 +160,36 @@ def write_default_config(path: Path) -> None:
 
 
 # -- examples on the wire -------------------------------------------------------------------------
+
+
+# Name -> tf.train.Feature, of the protobuf that comes with TFDS and needs no TensorFlow.
+Features = Mapping[str, Any]
+
+
+def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
+    """Features of one example, by name.
+
+    Args:
+        payload: a serialized ``tf.train.Example``.
+        path: the file it is from, and
+        record: its number there, for the message.
+
+    Raises:
+        CorruptTfrecord: if it is no example.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        features: Features = tf_example_pb2.Example.FromString(payload).features.feature
+    except DecodeError as error:
+        raise CorruptTfrecord(
+            path,
+            expected=f"record {record} to be a tf.train.Example",
+            found=str(error),
+            remedy="Materialize its stage again.",
+        ) from error
+    return features
 
 
 class ExampleMetadata(NamedTuple):

@@ -33,6 +33,8 @@ def test_it_prints_a_line_for_each_shard(demo, settings):
         assert int(images) <= int(rows)
         assert "http_4xx" in failures
         assert 0 < int(passed) <= int(total)
+    for remark in re.findall(r"^(?:warning|failed): .*", text, re.MULTILINE):
+        assert remark.startswith("warning: "), remark
     assert "captions are true" in text
     assert "tfds.load('laion400m/images'" in text
     assert "127.0.0.1:3000" in text

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from laion_assets.errors import CorruptTfrecord
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Manifest, require
+from laion_assets.formats.tfds import Features, decode_example
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.quality.rules.embeddings import read_vectors
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict
@@ -22,9 +22,6 @@ from laion_assets.schema import NORMALIZED_EMBEDDINGS, NORMALIZED_IMAGES, NsfwTa
 _BATCH_ROWS: Final = 4096
 _SHOWN_CHARACTERS: Final = 60
 _TAGS: Final = {str(tag): index for index, tag in enumerate(NsfwTag)}
-
-Features = Mapping[str, Any]
-"""Name of a feature -> its protobuf ``tf.train.Feature``."""
 
 
 def _images_read_back(subject: Subject) -> Verdict:
@@ -88,7 +85,7 @@ def _read_back(
     records = payload_bytes = 0
     for payload, row in zip_longest(read_records(path), rows):
         if payload is not None:
-            features = _features(payload, path, records)
+            features = decode_example(payload, path=path, record=records)
             payload_bytes += len(payload)
             records += 1
             if row is None:
@@ -101,22 +98,6 @@ def _read_back(
         if manifest.counts.get(name) != found:
             offences.add(name, f"the manifest counts {manifest.counts.get(name)}, the file {found}")
     return offences.verdict(rows=records, figures={"payload_bytes": payload_bytes})
-
-
-def _features(payload: bytes, path: Path, record: int) -> Features:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    try:
-        features: Features = tf_example_pb2.Example.FromString(payload).features.feature
-    except DecodeError as error:
-        raise CorruptTfrecord(
-            path,
-            expected=f"record {record} to be a tf.train.Example",
-            found=str(error),
-            remedy="Materialize its stage again.",
-        ) from error
-    return features
 
 
 def _metadata_differs(row: Mapping[str, Any], features: Features) -> str | None:
