@@ -38,7 +38,7 @@ class RawSettings(Policy):
     """Where the raw files are and how they name their columns."""
 
     source: Annotated[tuple[str, ...], NoDecode] = ()
-    """Folders, glob patterns, files, or http(s):// URLs of single files."""
+    """Folders, glob patterns, files, or http(s):// and s3:// URLs of single files."""
     source_schema: str = "laion400m"
     """How the files name their columns: a name in ``schema.SOURCE_SCHEMAS``."""
 
@@ -162,9 +162,9 @@ class Settings(BaseSettings):
 def _expand(source: str) -> Sequence[str]:
     if "://" in source:
         parts = urlsplit(source)
-        if parts.scheme not in ("http", "https") or not parts.path.endswith(_RAW_SUFFIXES):
+        if parts.scheme not in ("http", "https", "s3") or not parts.path.endswith(_RAW_SUFFIXES):
             raise SettingsError(
-                f"raw.source {source!r}: expected http(s):// and a file ending in .parquet or .tsv"
+                f"raw.source {source!r}: expected http(s):// or s3://, and a file ending in .parquet or .tsv"
             )
         return [source]
     path = Path(source)

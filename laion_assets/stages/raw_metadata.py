@@ -15,6 +15,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from laion_assets.errors import CorruptInput, CorruptParquet, SourceUnavailable
@@ -30,6 +31,8 @@ _REQUIRED: Final = ("URL", "TEXT")
 _BATCH_ROWS: Final = 65_536
 _CSV_BLOCK_BYTES: Final = 16 << 20
 _CHUNK_BYTES: Final = 1 << 20
+_S3: Final = "s3://"
+_S3_CHUNK_BYTES: Final = 16 << 20
 _FETCH_ATTEMPTS: Final = 4
 _STALL_TIMEOUT_S: Final = 60.0
 
@@ -42,7 +45,8 @@ def check_part(
     Args:
         part: name of the part.
         layout: where the part is published.
-        location: path or http(s) URL of the raw file, Parquet or tab-separated.
+        location: path, or http(s):// or s3:// URL, of the raw file, Parquet or tab-separated. For s3 the
+            usual environment gives credentials, and ``?endpoint_override=`` another server.
         source_schema: name of the column mapping, a key of :data:`~laion_assets.schema.SOURCE_SCHEMAS`.
         rows_per_shard: rows of each row group written.
 
@@ -60,7 +64,7 @@ def check_part(
     def write(draft: Draft) -> Tally:
         if "://" in location:
             path = draft.scratch(location.rsplit("/", 1)[-1].split("?", 1)[0])
-            asyncio.run(_fetch(location, path))
+            _fetch(location, path)
         else:
             path = Path(location)
         record = RawSource(
@@ -78,6 +82,8 @@ def check_part(
 
 def _identity(location: str) -> str:
     """Cheap proof that a raw file is the one read before: its address, size and time of change."""
+    if location.startswith(_S3):
+        return fingerprint([location, _s3_identity(location)])
     if "://" in location:
         return fingerprint([location, asyncio.run(_head(location))])
     try:
@@ -99,11 +105,46 @@ async def _head(url: str) -> list[str | None]:
             response.raise_for_status()
             return [response.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise SourceUnavailable(f"raw file {without_secrets(url)} cannot be fetched: {error!r}") from error
+        raise _unavailable(url, error) from error
 
 
-async def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, path: Path) -> None:
     """Download a raw file; the operator named it, so its address is trusted."""
+    if url.startswith(_S3):
+        _fetch_s3(url, path)
+    else:
+        asyncio.run(_fetch_http(url, path))
+
+
+def _s3_identity(url: str) -> list[int]:
+    """Size and time of change of an object."""
+    try:
+        filesystem, key = pyarrow.fs.FileSystem.from_uri(url)
+        found = filesystem.get_file_info(key)
+    except (OSError, pa.ArrowException) as error:
+        raise _unavailable(url, error) from error
+    if found.type != pyarrow.fs.FileType.File:
+        raise SourceUnavailable(f"raw file {without_secrets(url)} is not there")
+    return [found.size, found.mtime_ns]
+
+
+def _fetch_s3(url: str, path: Path) -> None:
+    try:
+        filesystem, key = pyarrow.fs.FileSystem.from_uri(url)
+        # A stream would ask for 256 KiB at a time.
+        with filesystem.open_input_file(key) as source, path.open("wb") as file:
+            while chunk := source.read(_S3_CHUNK_BYTES):
+                file.write(chunk)
+    except (OSError, pa.ArrowException) as error:
+        raise _unavailable(url, error) from error
+
+
+def _unavailable(url: str, error: Exception) -> SourceUnavailable:
+    reason = str(error).split("\n", 1)[0][:300] or repr(error)
+    return SourceUnavailable(f"raw file {without_secrets(url)} cannot be fetched: {reason}")
+
+
+async def _fetch_http(url: str, path: Path) -> None:
     import aiohttp
     import stamina
 
@@ -118,7 +159,7 @@ async def _fetch(url: str, path: Path) -> None:
                         async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                             file.write(chunk)
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise SourceUnavailable(f"raw file {without_secrets(url)} cannot be fetched: {error!r}") from error
+        raise _unavailable(url, error) from error
 
 
 def _read(path: Path, source: SourceSchema) -> Iterator[pa.Table]:

@@ -160,6 +160,62 @@ def test_a_part_is_fetched_by_http(tmp_path, server):
         check(tmp_path, f"{base}/none.parquet")
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket as far as readers see it: HEAD and ranged GET (Amazon S3 API reference)."""
+    objects = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):
+            self.answer(send=False)
+
+        def do_GET(self):
+            self.answer(send=True)
+
+        def answer(self, *, send):
+            body = objects.get(self.path.split("?")[0])
+            if body is None:
+                self.send_response(404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            status = 200
+            if asked := self.headers.get("Range"):
+                first, last = asked.removeprefix("bytes=").split("-")
+                body, status = body[int(first) : int(last) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Last-Modified", "Mon, 23 Nov 2026 09:00:00 GMT")
+            self.send_header("Content-Type", "application/octet-stream")
+            self.end_headers()
+            if send:
+                self.wfile.write(body)
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield objects, f"endpoint_override=127.0.0.1:{httpd.server_port}&scheme=http&region=us-east-1"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_a_part_is_fetched_from_s3(tmp_path, bucket):
+    objects, server = bucket
+    pq.write_table(raw_table(25), tmp_path / "p.parquet")
+    objects["/raw/p.parquet"] = (tmp_path / "p.parquet").read_bytes()
+    layout, manifest = check(tmp_path, f"s3://raw/p.parquet?{server}")
+    assert manifest.rows == 25
+    assert read_source(layout, "p").location == "s3://raw/p.parquet"
+    with pytest.raises(SourceUnavailable, match=r"s3://raw/none\.parquet"):
+        check(tmp_path, f"s3://raw/none.parquet?{server}")
+
+
 def test_secrets_are_not_recorded():
     assert (
         without_secrets("https://me:pw@example.org:8/a/b.parquet?sig=x#y")
