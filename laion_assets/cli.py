@@ -38,6 +38,7 @@ console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ e
 
 _WRONG_INPUT = 2
 _FAILED = 1
+_INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt
 
 SettingsOption = Annotated[
     Path | None,
@@ -65,8 +66,8 @@ def main() -> None:
         code = _complain(message, _WRONG_INPUT)
     except (LaionAssetsError, OSError) as error:
         code = _complain(str(error), _FAILED)
-    except (KeyboardInterrupt, click.Abort):
-        code = _complain("interrupted; run the same command again to go on", 130)
+    if code == _INTERRUPTED:
+        _complain("interrupted; run the same command again to go on", code)
     sys.exit(code)
 
 

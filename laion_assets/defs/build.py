@@ -211,4 +211,7 @@ def _materialize(
         # A Failure names partitions that `done` has already; anything else is a crash.
         if failure is not None and failure.user_failure_data is None and failure.error is not None:
             cause = failure.error.cause or failure.error
+            if cause.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                # Dagster ends the run at Ctrl+C or SIGTERM, and returns as if that were a failure.
+                raise KeyboardInterrupt
             done.crashes.append(f"{event.step_key}: {cause.message.strip()} (run {result.run_id})")

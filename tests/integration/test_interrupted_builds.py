@@ -1,5 +1,10 @@
 """What a build records when something is wrong, and what it does once that is mended."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +21,7 @@ from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
 from laion_assets.errors import SettingsError
 from laion_assets.image import ImagePolicy
-from laion_assets.layout import ShardId
+from laion_assets.layout import Layout, ShardId
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGES
 from laion_assets.plan import ShardPlan
@@ -41,13 +46,13 @@ def web():
         yield running
 
 
-def write_part(folder, name, web, rows):
+def write_part(folder, name, web, rows, fault=Fault.OK):
     scenes = list(Scene.every())
     table = []
     for row in range(rows):
         scene = scenes[(7 * row) % len(scenes)]
         picture = Picture(scene=scene, seed=row, width=120, height=100, encoding=Encoding.JPEG)
-        table.append({"URL": web.url_for(Fault.OK, picture), "TEXT": scene.caption, "similarity": 0.31})
+        table.append({"URL": web.url_for(fault, picture), "TEXT": scene.caption, "similarity": 0.31})
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(table, schema=RAW), folder / name)
 
@@ -76,6 +81,29 @@ def test_a_damaged_part_takes_only_itself_down(build_all, tmp_path, web):
     assert mended.manifests["laion400m_images", "laion400m_images"].rows == 20
     # The finished shards were not fetched again: 8 new rows, 8 more requests.
     assert sum(web.requests.values()) - sum(asked.values()) == 8
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_ends_and_leaves_nothing_half_done(build_all, tmp_path, web, signal_):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 5, fault=Fault.STALLED)
+    (tmp_path / "laion.toml").write_text(SETTINGS)
+    command = [sys.executable, "-m", "laion_assets", "build"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not web.requests:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal_)
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in printed
+    assert "Traceback" not in printed
+    images = Layout(tmp_path / "data").images(ShardId(0))
+    assert not images.manifest.exists()
+    assert not any(images.drafts.iterdir())
+    _, done = build_all(SETTINGS + "total_timeout_s = 0.5\nattempts = 1\n")
+    assert done.manifests["images", "00000"].counts["outcome:timeout"] == 5
 
 
 def test_a_disk_that_says_no_is_a_named_failure(build_all, tmp_path, web, run_cli):
