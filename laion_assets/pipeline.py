@@ -18,6 +18,7 @@ from laion_assets.errors import PlanError
 from laion_assets.formats.publish import Manifest
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.partitions import Axis, Partitions, read_plan
+from laion_assets.published import output_of
 from laion_assets.settings import Settings
 from laion_assets.stages import (
     catalog,
@@ -46,7 +47,6 @@ class Stage:
         axis: what its partitions are.
         inputs: names of the stages whose files it reads.
         run: makes one partition; called with the settings and the partition key.
-        output: the files of one partition.
         code_version: version of the code that decides the files' bytes.
         group: where the asset is drawn.
         kinds: what the files are, in Dagster's words.
@@ -58,12 +58,15 @@ class Stage:
     axis: Axis
     inputs: tuple[str, ...]
     run: Callable[[Settings, str], Manifest]
-    output: Callable[[Layout, str], Output]
     code_version: str
     group: str
     kinds: frozenset[str]
     description: str
     columns: pa.Schema | None = None
+
+    def output(self, layout: Layout, partition: str) -> Output:
+        """The files of one partition."""
+        return output_of(layout, self.name, partition)
 
 
 # -- how each stage is called ---------------------------------------------------------------------
@@ -168,7 +171,6 @@ STAGES: Final = (
         axis=Axis.PART,
         inputs=(),
         run=_raw_metadata,
-        output=Layout.raw_metadata,
         code_version=raw_metadata.CODE_VERSION,
         group="metadata",
         kinds=frozenset({"parquet"}),
@@ -186,7 +188,6 @@ STAGES: Final = (
         axis=Axis.NONE,
         inputs=("raw_metadata",),
         run=_shard_plan,
-        output=lambda layout, _: layout.shard_plan(),
         code_version=shard_plan.CODE_VERSION,
         group="metadata",
         kinds=frozenset({"json"}),
@@ -200,7 +201,6 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("raw_metadata", "shard_plan"),
         run=_samples,
-        output=lambda layout, key: layout.samples(ShardId.parse(key)),
         code_version=samples.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet"}),
@@ -215,7 +215,6 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("samples",),
         run=_images,
-        output=lambda layout, key: layout.images(ShardId.parse(key)),
         code_version=images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet", "tar"}),
@@ -231,7 +230,6 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("images",),
         run=_normalized_images,
-        output=lambda layout, key: layout.normalized_images(ShardId.parse(key)),
         code_version=normalized_images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet"}),
@@ -247,7 +245,6 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("normalized_images", "images"),
         run=_tfds_images,
-        output=lambda layout, key: layout.tfds_images(ShardId.parse(key)),
         code_version=tfds_images.CODE_VERSION,
         group="images",
         kinds=frozenset({"tfrecord"}),
@@ -258,7 +255,6 @@ STAGES: Final = (
         axis=Axis.NONE,
         inputs=("tfds_images", "shard_plan"),
         run=_laion400m_images,
-        output=lambda layout, _: layout.dataset("images"),
         code_version=laion400m.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"tensorflow"}),
@@ -272,7 +268,6 @@ STAGES: Final = (
         axis=Axis.EMBEDDING_SHARD,
         inputs=(),
         run=_embeddings,
-        output=lambda layout, key: layout.embeddings(EmbeddingShardId.parse(key)),
         code_version=embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"numpy"}),
@@ -287,7 +282,6 @@ STAGES: Final = (
         axis=Axis.EMBEDDING_SHARD,
         inputs=("embeddings",),
         run=_embedding_join,
-        output=lambda layout, key: layout.embedding_join(EmbeddingShardId.parse(key)),
         code_version=embedding_join.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"parquet"}),
@@ -303,7 +297,6 @@ STAGES: Final = (
         axis=Axis.EMBEDDING_SHARD,
         inputs=("embedding_join",),
         run=_normalized_embeddings,
-        output=lambda layout, key: layout.normalized_embeddings(EmbeddingShardId.parse(key)),
         code_version=normalized_embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"parquet"}),
@@ -318,7 +311,6 @@ STAGES: Final = (
         axis=Axis.EMBEDDING_SHARD,
         inputs=("normalized_embeddings", "embedding_join"),
         run=_tfds_embeddings,
-        output=lambda layout, key: layout.tfds_embeddings(EmbeddingShardId.parse(key)),
         code_version=tfds_embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"tfrecord"}),
@@ -329,7 +321,6 @@ STAGES: Final = (
         axis=Axis.NONE,
         inputs=("tfds_embeddings",),
         run=_laion400m_embeddings,
-        output=lambda layout, _: layout.dataset("embeddings"),
         code_version=laion400m.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"tensorflow"}),
@@ -343,7 +334,6 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("normalized_images", "embedding_join"),
         run=_image_embeddings,
-        output=lambda layout, key: layout.image_embeddings(ShardId.parse(key)),
         code_version=image_embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"parquet"}),
@@ -359,7 +349,6 @@ STAGES: Final = (
         # It reads every stage; these three are where the branches end.
         inputs=("laion400m_images", "laion400m_embeddings", "image_embeddings"),
         run=_catalog,
-        output=lambda layout, _: layout.catalog(),
         code_version=catalog.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"duckdb"}),
@@ -370,7 +359,6 @@ STAGES: Final = (
         axis=Axis.NONE,
         inputs=("catalog",),
         run=_dataset_report,
-        output=lambda layout, _: layout.dataset_report(),
         code_version=dataset_report.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"html"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from laion_assets.errors import CorruptInput
 from laion_assets.formats.publish import require
 from laion_assets.layout import Layout
-from laion_assets.quality.published import output_of
+from laion_assets.published import output_of
 from laion_assets.quality.rules import RULES, Rule, Subject, Verdict
 from laion_assets.quality.thresholds import Thresholds
 

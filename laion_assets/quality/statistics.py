@@ -14,7 +14,7 @@ import duckdb
 
 from laion_assets.formats.publish import require
 from laion_assets.layout import Layout, ShardId
-from laion_assets.quality.published import manifests_of
+from laion_assets.published import manifests_of
 from laion_assets.quality.text import printable
 from laion_assets.schema import MISSING_SIMILARITY, NsfwTag, Outcome, Status
 

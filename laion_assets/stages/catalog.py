@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish
 from laion_assets.layout import Layout
-from laion_assets.quality.published import (
+from laion_assets.published import (
     DATA_STAGES,
     partitions_of,
     sample_output,

@@ -11,7 +11,7 @@ from typing import Final
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.layout import Layout, ShardId
-from laion_assets.quality.published import DATA_STAGES, manifests_of, version_of_everything
+from laion_assets.published import DATA_STAGES, manifests_of, version_of_everything
 from laion_assets.quality.statistics import Statistics, dataset_statistics
 
 CODE_VERSION: Final = "1"

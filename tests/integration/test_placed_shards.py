@@ -27,6 +27,7 @@ def lay_down(
     rows,
     local_keys=False,
     integer_keys=False,
+    cut_pictures=False,
     columns=("NSFW", "similarity", "LICENSE"),
     seed=0,
 ):
@@ -67,7 +68,7 @@ def lay_down(
                 entry |= {"exif": "{}", "sha256": "0" * 64}
                 described = {name: value for name, value in entry.items() if name in columns or name == "key"}
                 for extension, data in (
-                    ("jpg", body.getvalue()),
+                    ("jpg", body.getvalue()[: len(body.getvalue()) // (2 if cut_pictures else 1)]),
                     ("txt", scene.caption.encode()),
                     ("json", json.dumps(described).encode()),
                 ):
@@ -153,6 +154,18 @@ def test_a_truncated_tar_is_named_and_takes_only_itself_down(build_all, tmp_path
     _, mended = build_all(SETTINGS)
     assert mended.failures == {}
     assert settings.layout.tfds_images(ShardId(1)).manifest.exists()
+
+
+def test_a_check_that_blocks_stops_its_shard_and_no_other(build_all, tmp_path):
+    folder = tmp_path / "data" / "images"
+    lay_down(folder, 0, rows=20)
+    # The header of each picture stays right, so that only decoding it shows the damage.
+    lay_down(folder, 1, rows=20, cut_pictures=True)
+    settings, done = build_all(SETTINGS)
+    assert done.blocked == {("normalized_images", "sampled_pictures_are_as_described", "00001")}
+    assert not done.went_well
+    assert settings.layout.tfds_images(ShardId(0)).manifest.exists()
+    assert not settings.layout.tfds_images(ShardId(1)).manifest.exists()
 
 
 def test_a_table_of_another_shard_is_refused(build_all, tmp_path):

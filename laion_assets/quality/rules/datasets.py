@@ -14,7 +14,7 @@ from laion_assets.formats import tfds
 from laion_assets.formats.publish import Manifest, read_manifest
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import ShardId
-from laion_assets.quality.published import manifests_of, output_of, version_of_everything
+from laion_assets.published import manifests_of, output_of, version_of_everything
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, read_json_object, spread
 
 CATALOG_STAGES: Final = (

@@ -62,7 +62,7 @@ def test_a_damaged_file_fails_the_blocking_rules_that_read_it(layout, stage, par
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.stage}-{rule.name}")
 def test_a_file_cut_short_fails_every_rule_of_its_stage(layout, rule):
-    from laion_assets.quality.published import output_of, partitions_of
+    from laion_assets.published import output_of, partitions_of
 
     partition = partitions_of(layout, rule.stage)[0]
     output = output_of(layout, rule.stage, partition)

@@ -14,8 +14,8 @@ from laion_assets.formats.publish import Recipe, Tally, publish
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.layout import ShardId
 from laion_assets.pipeline import STAGE_BY_NAME, STAGES
+from laion_assets.published import STAGE_NAMES, output_of, partitions_of
 from laion_assets.quality.checks import evaluate, rules_of
-from laion_assets.quality.published import STAGE_NAMES, output_of, partitions_of
 from laion_assets.quality.rules import RULES, Query
 from laion_assets.schema import RAW
 
@@ -428,11 +428,14 @@ def test_every_stage_has_rules(stage):
         assert "\n" not in rule.description
 
 
-def test_rules_and_stages_agree_on_where_files_are(pristine):
+def test_every_stage_has_its_files_and_they_are_where_the_stages_put_them(pristine):
+    assert tuple(sorted(STAGE_NAMES, key=[stage.name for stage in STAGES].index)) == STAGE_NAMES
     assert set(STAGE_NAMES) == set(STAGE_BY_NAME)
     for stage in STAGES:
-        for partition in partitions_of(pristine, stage.name):
-            assert output_of(pristine, stage.name, partition) == stage.output(pristine, partition)
+        found = partitions_of(pristine, stage.name)
+        assert found, stage.name
+        for partition in found:
+            assert output_of(pristine, stage.name, partition).stage == stage.name
 
 
 def test_some_rules_are_sql_and_name_their_thresholds():
