@@ -78,7 +78,7 @@ source = "embeddings"
 [fetch]
 allow_loopback = true  # the demo's web is on this machine...
 per_domain_concurrency = 64  # ...and all of it is one host
-total_timeout_s = 2.0
+total_timeout_s = 4.0  # long for a loaded machine, short for pictures that never end
 backoff_s = 0.05
 """
 
