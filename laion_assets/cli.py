@@ -132,8 +132,8 @@ def build(
         done = run(settings, instance, request, watcher)
     _complain_of(done)
     console.print(
-        f"{len(done.manifests)} partitions are up to date, {len(done.failures)} failed, "
-        f"{len(done.blocked)} blocking checks failed"
+        f"{len(done.manifests)} partitions built or found current, {len(done.failures)} failed, "
+        f"{len(done.blocked)} blocking checks failed, {len(done.crashes)} crashes"
     )
     return 0 if done.went_well else _FAILED
 
@@ -191,7 +191,8 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
             keys = tuple(key for key in keys if key in set(wanted))
         there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
         for rule in rules_of(stage.name):
-            verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
+            with console.status(f"{stage.name}: {rule.name}"):
+                verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
             failed = {key: verdict for key, verdict in verdicts.items() if not verdict.passed}
             ran += len(verdicts)
             blocked += len(failed) if rule.blocking else 0
