@@ -22,10 +22,12 @@ from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.image import ImagePolicy
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import fill_text, normalize_nsfw, normalize_similarity, set_aside_reasons
+from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
 
 CODE_VERSION: Final = "1"
@@ -35,6 +37,9 @@ _PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
 
 # TFDS decodes grey JPEG and PNG files of a three-channel feature to three channels, but RGBA to four.
 _THREE_CHANNEL_MODES: Final = ("RGB", "L")
+
+# As for pictures that we download.
+_MAX_PIXELS: Final = ImagePolicy().max_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,10 @@ def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
     recipe = Recipe(code_version=CODE_VERSION, inputs={"images": images.data_version})
 
     def write(draft: Draft) -> Tally:
-        examples, set_aside, counts = _normalize(shard, layout)
+        # Ours were encoded by us; those made elsewhere are decoded in full, so that one that is damaged is
+        # set aside by itself.
+        is_placed = images.recipe == PLACED
+        examples, set_aside, counts = _normalize(shard, layout, is_placed=is_placed)
         table, aside = layout.normalized_images(shard).names
         parquet.write_table(draft.path(table), examples, NORMALIZED_IMAGES)
         parquet.write_table(draft.path(aside), set_aside, ROWS_SET_ASIDE)
@@ -78,23 +86,23 @@ def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
     return publish(layout.normalized_images(shard), recipe, write)
 
 
-def _normalize(shard: ShardId, layout: Layout) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+def _normalize(
+    shard: ShardId, layout: Layout, *, is_placed: bool
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     tar = layout.images_tar(shard)
     rows = read_image_table(shard, layout)
     check_unique(rows["key"], layout.images_table(shard))
     succeeded = rows.filter(pa.compute.equal(rows["status"], Status.SUCCESS)).sort_by("key")
-    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar))
-    reasons = set_aside_reasons(succeeded["url"], succeeded["similarity"])
+    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar), decode=is_placed)
     verdicts = [
-        _Refused(reason=SetAside(reason), detail=f"similarity {similarity}") if reason else picture
-        for reason, similarity, picture in zip(
-            reasons.to_pylist(), succeeded["similarity"].to_pylist(), pictures, strict=True
-        )
-    ]
-    verdicts = [
-        _contradiction(verdict, width, height) or verdict
-        for verdict, width, height in zip(
-            verdicts, succeeded["width"].to_pylist(), succeeded["height"].to_pylist(), strict=True
+        _unacceptable(reason, similarity) or _contradiction(picture, width, height) or picture
+        for reason, similarity, picture, width, height in zip(
+            set_aside_reasons(succeeded["url"], succeeded["similarity"]).to_pylist(),
+            succeeded["similarity"].to_pylist(),
+            pictures,
+            succeeded["width"].to_pylist(),
+            succeeded["height"].to_pylist(),
+            strict=True,
         )
     ]
     accepted = succeeded.filter(pa.array([isinstance(verdict, _Picture) for verdict in verdicts], pa.bool_()))
@@ -109,13 +117,15 @@ def _normalize(shard: ShardId, layout: Layout) -> tuple[pa.Table, pa.Table, dict
 
 
 def _look_at_pictures(
-    tar: Path, stems: list[str], index: Mapping[str, Mapping[str, Member]]
+    tar: Path, stems: list[str], index: Mapping[str, Mapping[str, Member]], *, decode: bool
 ) -> list[_Picture | _Refused]:
     with tar.open("rb") as file:
-        return [_look_at_picture(file.fileno(), index.get(stem, {}), tar) for stem in stems]
+        return [_look_at_picture(file.fileno(), index.get(stem, {}), tar, decode=decode) for stem in stems]
 
 
-def _look_at_picture(descriptor: int, members: Mapping[str, Member], tar: Path) -> _Picture | _Refused:
+def _look_at_picture(
+    descriptor: int, members: Mapping[str, Member], tar: Path, *, decode: bool
+) -> _Picture | _Refused:
     found = [members[extension] for extension in _PICTURE_EXTENSIONS if extension in members]
     if not found:
         return _Refused(reason=SetAside.MISSING_IMAGE, detail=f"the tar has only {sorted(members)}"[:200])
@@ -129,9 +139,13 @@ def _look_at_picture(descriptor: int, members: Mapping[str, Member], tar: Path) 
     member = found[0]
     body = os.pread(descriptor, member.size, member.offset)
     try:
-        # Opening reads the header only; the quality rules decode a sample of the pictures in full.
+        # Opening reads the header only.
         with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
             mode, (width, height) = picture.mode, picture.size
+            if decode:
+                if width * height > _MAX_PIXELS:
+                    raise ValueError(f"{width} x {height} pixels are too many to decode")
+                picture.load()
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
         return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=f"{type(error).__name__}: {error}"[:200])
     if mode not in _THREE_CHANNEL_MODES:
@@ -139,13 +153,21 @@ def _look_at_picture(descriptor: int, members: Mapping[str, Member], tar: Path) 
     return _Picture(width=width, height=height, sha256=hashlib.sha256(body).hexdigest(), member=member)
 
 
-def _contradiction(verdict: _Picture | _Refused, width: int | None, height: int | None) -> _Refused | None:
+def _unacceptable(reason: str | None, similarity: float | None) -> _Refused | None:
+    """Why the row itself can be no example, whatever its picture is."""
+    if reason is None:
+        return None
+    detail = "no URL" if reason == SetAside.MISSING_URL else f"similarity {similarity}"
+    return _Refused(reason=SetAside(reason), detail=detail)
+
+
+def _contradiction(picture: _Picture | _Refused, width: int | None, height: int | None) -> _Refused | None:
     """Why a picture is not the one its row describes; a size left out is not held against it."""
-    if isinstance(verdict, _Refused) or width is None or height is None:
+    if isinstance(picture, _Refused) or width is None or height is None:
         return None
-    if (width, height) == (verdict.width, verdict.height):
+    if (width, height) == (picture.width, picture.height):
         return None
-    detail = f"row says {width} x {height}, picture is {verdict.width} x {verdict.height}"
+    detail = f"row says {width} x {height}, picture is {picture.width} x {picture.height}"
     return _Refused(reason=SetAside.WRONG_SIZE, detail=detail)
 
 

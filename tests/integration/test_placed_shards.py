@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from laion_assets.defs.recording import Watcher
 from laion_assets.demo.dataset import captions_true
 from laion_assets.demo.scenes import Scene, paint
 from laion_assets.formats.tfrecord import read_records
@@ -156,12 +157,33 @@ def test_a_truncated_tar_is_named_and_takes_only_itself_down(build_all, tmp_path
     assert settings.layout.tfds_images(ShardId(1)).manifest.exists()
 
 
+def test_pictures_that_cannot_be_decoded_are_set_aside(build_all, tmp_path):
+    folder = tmp_path / "data" / "images"
+    expected = lay_down(folder, 0, rows=20)
+    # The header of each picture stays right, so that only decoding it shows the damage.
+    cut = lay_down(folder, 1, rows=20, cut_pictures=True)
+    _, done = build_all(SETTINGS)
+    assert done.went_well
+    assert done.manifests["normalized_images", "00001"].counts["set_aside:unreadable_image"] == len(cut)
+    assert done.manifests["laion400m_images", "laion400m_images"].rows == len(expected)
+
+
 def test_a_check_that_blocks_stops_its_shard_and_no_other(build_all, tmp_path):
     folder = tmp_path / "data" / "images"
-    lay_down(folder, 0, rows=20)
-    # The header of each picture stays right, so that only decoding it shows the damage.
-    lay_down(folder, 1, rows=20, cut_pictures=True)
-    settings, done = build_all(SETTINGS)
+    for shard in (0, 1):
+        lay_down(folder, shard, rows=20, seed=shard)
+
+    class Saboteur(Watcher):
+        """Exchanges a picture's bytes between a stage and the checks that follow it."""
+
+        def partition_ended(self, stage, key, outcome):
+            if (stage.name, key) == ("normalized_images", "00001"):
+                tar = bytearray((folder / "00001.tar").read_bytes())
+                start = tar.index(b"\xff\xda") + 20
+                tar[start : start + 100] = bytes(100)
+                (folder / "00001.tar").write_bytes(tar)
+
+    settings, done = build_all(SETTINGS, watcher=Saboteur())
     assert done.blocked == {("normalized_images", "sampled_pictures_are_as_described", "00001")}
     assert not done.went_well
     assert settings.layout.tfds_images(ShardId(0)).manifest.exists()
