@@ -182,13 +182,14 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
 
     settings = Settings.load(settings_file)
     found = find_partitions(settings)
-    wanted = _range(shards)
+    asked = _range(shards)
+    wanted = None if asked is None else set(asked)
     table = Table("stage", "rule", "partitions", "passed", "failed", "blocks", "first that failed")
     blocked = ran = 0
     for stage in STAGES:
         keys = keys_of(stage, found)
         if stage.axis is Axis.SHARD and wanted is not None:
-            keys = tuple(key for key in keys if key in set(wanted))
+            keys = tuple(key for key in keys if key in wanted)
         there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
         for rule in rules_of(stage.name):
             with console.status(f"{stage.name}: {rule.name}"):

@@ -29,6 +29,15 @@ from laion_assets.schema import Outcome
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")
 
+STORED_EXTENSIONS: Final = ("jpg", "jpeg", "png")
+"""Of the pictures that shards hold: what img2dataset writes and TFDS's Image feature decodes."""
+
+THREE_CHANNEL_MODES: Final = ("RGB", "L")
+"""Pillow's modes of files that TFDS decodes to three channels; RGBA files it decodes to four."""
+
+MAX_PIXELS: Final = 50_000_000
+"""Largest width x height decoded unless a user says otherwise; it takes about 400 MB."""
+
 # libjpeg's JPEG_MAX_DIMENSION.
 _MAX_JPEG_SIDE: Final = 65_500
 _WHITE: Final = (255, 255, 255)
@@ -66,7 +75,7 @@ class ImagePolicy(Policy):
     """Leave pictures alone whose shorter side is at most ``size``; else they are enlarged."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of the stored picture."""
-    max_pixels: int = Field(default=50_000_000, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest width x height decoded (50 million pixels take about 400 MB)."""
     max_jpeg_scans: int = Field(default=64, ge=1)
     """Most scans of a progressive JPEG (a 47 kB file of many took 12 s to decode)."""

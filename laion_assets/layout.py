@@ -12,6 +12,9 @@ from laion_assets.errors import SettingsError
 # Part names become file names and Dagster partition keys, so both sets of rules apply.
 _PART_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
+MANIFEST_SUFFIX: Final = ".manifest.json"
+"""What follows a partition key in the name of its manifest."""
+
 DATASET_NAME: Final = "laion400m"
 DATASET_VERSION: Final = "1.0.0"
 
@@ -81,7 +84,7 @@ class Output:
     @property
     def manifest(self) -> Path:
         """Written last: a partition without it is not done."""
-        return self.folder / f"{self.partition}.manifest.json"
+        return self.folder / f"{self.partition}{MANIFEST_SUFFIX}"
 
     @property
     def lease(self) -> Path:

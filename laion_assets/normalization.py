@@ -97,6 +97,33 @@ def fill_text(values: pa.Array) -> pa.Array:
     return pc.fill_null(_as(values, pa.string()), "")
 
 
+def normalize_metadata(rows: pa.Table | pa.RecordBatch) -> tuple[dict[str, pa.Array], dict[str, int]]:
+    """The columns that mean the same in both branches.
+
+    Args:
+        rows: with columns ``caption``, ``NSFW``, ``similarity`` and ``LICENSE``, as recorded.
+
+    Returns:
+        Columns ``caption``, ``nsfw``, ``similarity`` and ``license`` of the examples, and how many values
+        were mapped from what.
+    """
+    nsfw, nsfw_counts = normalize_nsfw(rows["NSFW"])
+    similarity, similarity_counts = normalize_similarity(rows["similarity"])
+    columns = {
+        "caption": fill_text(rows["caption"]),
+        "nsfw": nsfw,
+        "similarity": similarity,
+        "license": fill_text(rows["LICENSE"]),
+    }
+    counts = {
+        **nsfw_counts,
+        **similarity_counts,
+        "caption:null -> ''": rows["caption"].null_count,
+        "license:null -> ''": rows["LICENSE"].null_count,
+    }
+    return columns, counts
+
+
 def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Sum of the counts of several pieces of one shard, with no more tags named than in one piece."""
     total: Counter[str] = Counter()

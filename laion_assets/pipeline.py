@@ -368,6 +368,14 @@ STAGES: Final = (
 
 STAGE_BY_NAME: Final[Mapping[str, Stage]] = MappingProxyType({stage.name: stage for stage in STAGES})
 
+# Stages that one run takes its partitions through, in the order in which the chains are built. The vectors
+# of image shards come after both branches, since they may be in any embedding shard.
+PARTS: Final = ("raw_metadata",)
+IMAGES: Final = ("samples", "images", "normalized_images", "tfds_images")
+EMBEDDINGS: Final = ("embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings")
+JOINED: Final = ("image_embeddings",)
+PUBLICATION: Final = ("laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
+
 # Stages that have nothing to do while these partitions are not there.
 _POINTLESS_WITHOUT: Final = {
     "laion400m_images": Axis.SHARD,

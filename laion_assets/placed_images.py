@@ -19,9 +19,10 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import Recipe, Tally, read_manifest
 from laion_assets.formats.webdataset import Member, index_tar
 from laion_assets.formats.webdataset import is_ours as is_our_tar
+from laion_assets.image import STORED_EXTENSIONS
 from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import IMAGES, SAMPLES, Outcome, Status
+from laion_assets.schema import IMAGES, OUTCOME_PREFIX, SAMPLES, Outcome, Status
 
 # A placed shard stays what it is, whatever becomes of our settings and code.
 PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
@@ -31,7 +32,7 @@ WRITER: Final = "laion_assets"
 
 _REQUIRED: Final = ("url", "key", "status")
 # img2dataset's encode_format.
-_PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png", "webp")
+_PICTURE_EXTENSIONS: Final = (*STORED_EXTENSIONS, "webp")
 _REMEDY: Final = (
     "Place the three files that img2dataset wrote for this shard again, or remove them to have the shard "
     "downloaded."
@@ -83,8 +84,8 @@ def check_placed(shard: ShardId, layout: Layout) -> Tally:
     _check_pictures(layout.images_tar(shard), set(successes), index)
     _check_urls(shard, layout, pa.table({"key": keys, "url": rows["url"]}))
     outcomes = {
-        f"outcome:{Outcome.SUCCESS}": statuses[Status.SUCCESS],
-        f"outcome:{Outcome.OTHER}": rows.num_rows - statuses[Status.SUCCESS],
+        f"{OUTCOME_PREFIX}{Outcome.SUCCESS}": statuses[Status.SUCCESS],
+        f"{OUTCOME_PREFIX}{Outcome.OTHER}": rows.num_rows - statuses[Status.SUCCESS],
     }
     counts = {str(status): statuses[status] for status in Status}
     return Tally(

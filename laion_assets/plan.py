@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -137,16 +137,6 @@ class ShardPlan:
         """This plan with shards that img2dataset made, those of a part left out."""
         known = {shard.number for shard in self.shards}
         return replace(self, placed=tuple(sorted({*self.placed, *(set(numbers) - known)})))
-
-    def check_parts(self, parts: Collection[str]) -> None:
-        """Refuse a source from which a planned part is gone.
-
-        Raises:
-            PlanError: naming the parts.
-        """
-        gone = [entry.part for entry in self.entries if entry.part not in parts]
-        if gone:
-            raise PlanError(f"planned parts are no longer published: {', '.join(gone)}; put them back")
 
     def to_json(self) -> bytes:
         """The plan's file; equal plans, equal bytes."""

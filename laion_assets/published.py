@@ -7,9 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from laion_assets.formats.publish import Manifest, fingerprint, read_manifest
-from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
-
-_MANIFEST_SUFFIX: Final = ".manifest.json"
+from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, Output, ShardId
 
 # In the order of flow. The last two describe the others.
 _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyType(
@@ -59,7 +57,7 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     if stage in _UNPARTITIONED:
         return (stage,) if output_of(layout, stage, stage).manifest.exists() else ()
     folder = sample_output(layout, stage).folder
-    keys = (path.name.removesuffix(_MANIFEST_SUFFIX) for path in folder.glob(f"*{_MANIFEST_SUFFIX}"))
+    keys = (path.name.removesuffix(MANIFEST_SUFFIX) for path in folder.glob(f"*{MANIFEST_SUFFIX}"))
     # A shard number may outgrow five digits.
     return tuple(sorted(keys, key=lambda key: (len(key), key)))
 

@@ -59,6 +59,21 @@ class Outcome(StrEnum):
     OTHER = "other"  # of a shard made elsewhere, whose message says more
 
 
+OUTCOME_PREFIX: Final = "outcome:"
+"""What precedes an outcome where a manifest counts the rows of each."""
+
+
+def count_failures(counts: Mapping[str, int]) -> dict[str, int]:
+    """Outcome -> rows, of those that a manifest counts and that are no success."""
+    outcomes = {
+        name.removeprefix(OUTCOME_PREFIX): count
+        for name, count in counts.items()
+        if count and name.startswith(OUTCOME_PREFIX)
+    }
+    outcomes.pop(Outcome.SUCCESS, None)
+    return outcomes
+
+
 class SetAside(StrEnum):
     """Why a row that is there does not become an example."""
 

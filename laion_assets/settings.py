@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -90,8 +90,6 @@ class Settings(BaseSettings):
     image: ImagePolicy = ImagePolicy()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     quality: Thresholds = Thresholds()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much Dagster's run logs say."""
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:

@@ -12,17 +12,19 @@ from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
-from laion_assets.pipeline import STAGE_BY_NAME, Stage, keys_of
+from laion_assets.pipeline import (
+    EMBEDDINGS,
+    IMAGES,
+    JOINED,
+    PARTS,
+    PUBLICATION,
+    STAGE_BY_NAME,
+    Stage,
+    keys_of,
+)
 from laion_assets.plan import find_placed
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
-
-# Stages that one run takes its partitions through, in the order in which they are built.
-_PARTS = ("raw_metadata",)
-_IMAGES = ("samples", "images", "normalized_images", "tfds_images")
-_EMBEDDINGS = ("embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings")
-_JOINED = ("image_embeddings",)
-_PUBLICATION = ("laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
     """
     done = Build(watcher=watcher)
     found = find_partitions(settings)
-    _materialize_missing(settings, instance, done, _PARTS, request)
+    _materialize_missing(settings, instance, done, PARTS, request)
     # Somebody who has vectors only needs no plan; somebody who has nothing is told so by the plan.
     if found.parts or find_placed(settings.layout) or not found.embedding_shards:
         _materialize(settings, instance, done, ["shard_plan"], {})
@@ -108,11 +110,11 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
     _refuse_unknown(request.embedding_shards, found.embedding_shards)
     if not found.shards and not found.embedding_shards:
         return done
-    _materialize_missing(settings, instance, done, _IMAGES, request)
-    _materialize_missing(settings, instance, done, _EMBEDDINGS, request)
+    _materialize_missing(settings, instance, done, IMAGES, request)
+    _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
     grown = any(name == "embedding_join" for name, _ in done.manifests)
-    _materialize_missing(settings, instance, done, _JOINED, replace(request, again=request.again or grown))
+    _materialize_missing(settings, instance, done, JOINED, replace(request, again=request.again or grown))
     _materialize(settings, instance, done, _published(found), {})
     return done
 
@@ -122,7 +124,7 @@ def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) 
     published = _published(find_partitions(settings))
     return len(published) + sum(
         len(chain) * len(_missing(settings, instance, chain, request))
-        for chain in (_PARTS, _IMAGES, _EMBEDDINGS, _JOINED)
+        for chain in (PARTS, IMAGES, EMBEDDINGS, JOINED)
     )
 
 
@@ -141,7 +143,7 @@ def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterato
 
 
 def _published(found: Partitions) -> list[str]:
-    return [name for name in _PUBLICATION if keys_of(STAGE_BY_NAME[name], found)]
+    return [name for name in PUBLICATION if keys_of(STAGE_BY_NAME[name], found)]
 
 
 def _refuse_unknown(asked: Sequence[str] | None, every: Sequence[str]) -> None:

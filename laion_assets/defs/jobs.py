@@ -3,32 +3,22 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from laion_assets.partitions import Axis
-from laion_assets.pipeline import STAGES
+from laion_assets.pipeline import EMBEDDINGS, IMAGES, PARTS, PUBLICATION
+
+_JOBS = {
+    "read_parts": (PARTS, "Read raw parts"),
+    "build_shards": (IMAGES, "Take image shards through the whole branch"),
+    "build_embedding_shards": (EMBEDDINGS, "Take embedding shards through the whole branch"),
+    "publish_datasets": (
+        PUBLICATION,
+        "Publish what is there as TFDS datasets, with the catalog and the report",
+    ),
+}
 
 
 def build_jobs() -> list[UnresolvedAssetJobDefinition]:
-    """A job for each set of partitions, and one for what has none."""
-    jobs = {
-        "read_parts": (Axis.PART, "Read raw parts"),
-        "build_shards": (Axis.SHARD, "Take image shards through the whole branch"),
-        "build_embedding_shards": (Axis.EMBEDDING_SHARD, "Take embedding shards through the whole branch"),
-    }
-    selected = {
-        name: dg.define_asset_job(
-            name,
-            selection=[
-                stage.name for stage in STAGES if stage.axis is axis and stage.name != "image_embeddings"
-            ],
-            description=description,
-        )
-        for name, (axis, description) in jobs.items()
-    }
+    """A job for each chain of stages that share their partitions, and one for what has none."""
     return [
-        *selected.values(),
-        dg.define_asset_job(
-            "publish_datasets",
-            selection=["laion400m_images", "laion400m_embeddings", "catalog", "dataset_report"],
-            description="Publish what is there as TFDS datasets, with the catalog and the report",
-        ),
+        dg.define_asset_job(name, selection=list(chain), description=description)
+        for name, (chain, description) in _JOBS.items()
     ]

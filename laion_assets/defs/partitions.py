@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import dagster as dg
 
@@ -12,7 +13,7 @@ from laion_assets.pipeline import STAGE_BY_NAME, Stage
 
 @dataclass(frozen=True)
 class PartitionSets:
-    """Dagster's view of :class:`~laion_assets.pipeline.Partitions`.
+    """Dagster's view of :class:`~laion_assets.partitions.Partitions`.
 
     Static sets, read when the code location loads: with tens of thousands of keys they load and answer far
     faster than dynamic ones. A plan that grew therefore needs a reload.
@@ -22,7 +23,16 @@ class PartitionSets:
 
     def definition(self, axis: Axis) -> dg.StaticPartitionsDefinition | None:
         """The partitions of one axis; None where it has none."""
-        return None if axis is Axis.NONE else dg.StaticPartitionsDefinition(list(self.found.keys(axis)))
+        return self._definitions.get(axis)
+
+    @cached_property
+    def _definitions(self) -> dict[Axis, dg.StaticPartitionsDefinition]:
+        # Made once: every asset and check of an axis shares its tens of thousands of keys.
+        return {
+            axis: dg.StaticPartitionsDefinition(list(self.found.keys(axis)))
+            for axis in Axis
+            if axis is not Axis.NONE
+        }
 
     def deps(self, stage: Stage) -> list[dg.AssetDep]:
         """Every input of a stage, each with its mapping: left out, identity would be assumed silently."""

@@ -28,10 +28,10 @@ from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES
 from laion_assets.progress import showing_progress
 from laion_assets.quality.checks import evaluate, rules_of
+from laion_assets.schema import count_failures
 from laion_assets.settings import SETTINGS_FILE, Settings
 
 _WEB_FILE: Final = "web.json"
-_OUTCOME: Final = "outcome:"
 
 
 def run_demo(folder: Path, console: Console) -> tuple[Build, bool]:
@@ -95,11 +95,7 @@ def _print_shards(settings: Settings, shards: Sequence[str], console: Console) -
     remarks = []
     for key in shards:
         manifest = require(settings.layout.images(ShardId.parse(key)))
-        failures = {
-            name.removeprefix(_OUTCOME): count
-            for name, count in manifest.counts.items()
-            if count and name.startswith(_OUTCOME) and name != f"{_OUTCOME}success"
-        }
+        failures = count_failures(manifest.counts)
         verdicts = {rule: evaluate(rule, settings.layout, settings.quality, key) for rule in rules}
         failed = {rule: verdict for rule, verdict in verdicts.items() if not verdict.passed}
         remarks += [

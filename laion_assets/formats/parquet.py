@@ -128,6 +128,25 @@ def read_batches(
         )
 
 
+def vector_width(path: Path) -> int:
+    """Elements of the vectors in a Parquet file of ours, which its own schema says.
+
+    Raises:
+        CorruptParquet: if it holds no vectors.
+    """
+    with open_reader(path) as reader:
+        schema = reader.schema_arrow
+    found = schema.field("image_embedding").type if "image_embedding" in schema.names else None
+    if found is None or not pa.types.is_fixed_size_binary(found):
+        raise CorruptParquet(
+            path,
+            expected="vectors as fixed-size binary values in image_embedding",
+            found=str(found or schema.names)[:300],
+            remedy="Delete its manifest to have it made again.",
+        )
+    return int(found.byte_width) // 2
+
+
 def _check_row_counts(path: Path, footer: pq.FileMetaData) -> None:
     """The footer has no checksum: a row group whose count is damaged would silently yield fewer rows."""
     counted = sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))

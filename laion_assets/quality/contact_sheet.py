@@ -16,10 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
+from laion_assets.image import MAX_PIXELS
 from laion_assets.layout import Layout, ShardId
 from laion_assets.quality.plots import font_path
 from laion_assets.quality.text import printable
-from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, Outcome, Status
+from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, Status, count_failures
 
 _SIDE: Final = 200
 _PADDING: Final = 10
@@ -34,9 +35,7 @@ _HEADER_HEIGHT: Final = 2 * _LINE + 4 * _PADDING
 _CAPTION_CHARACTERS: Final = 300
 _HEADER_CHARACTERS: Final = 300
 _MOST_FAILURES: Final = 4
-_OUTCOME: Final = "outcome:"
 
-_MAX_PIXELS: Final = 50_000_000
 """As many as ImagePolicy decodes by default; shards made elsewhere may hold any size."""
 
 _PAPER: Final = (255, 255, 255)
@@ -114,13 +113,7 @@ class _Pen:
 def _draw_header(pen: _Pen, layout: Layout, shard: ShardId, *, shown: int, examples: int) -> None:
     manifest = require(layout.images(shard))
     pen.write(_PADDING, _PADDING, f"Shard {shard}: {shown} of {examples:,} examples", large=True)
-    failures = Counter(
-        {
-            name.removeprefix(_OUTCOME): count
-            for name, count in manifest.counts.items()
-            if name.startswith(_OUTCOME) and name != f"{_OUTCOME}{Outcome.SUCCESS}"
-        }
-    )
+    failures = Counter(count_failures(manifest.counts))
     told = ", ".join(f"{name} {count:,}" for name, count in failures.most_common(_MOST_FAILURES))
     rest = failures.total() - sum(count for _, count in failures.most_common(_MOST_FAILURES))
     told += f", others {rest:,}" if rest else ""
@@ -207,7 +200,7 @@ def _pictures(layout: Layout, shard: ShardId, rows: list[dict[str, Any]]) -> Ite
 def _thumbnail(body: bytes) -> Image.Image | str:
     try:
         with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
-            if picture.width * picture.height > _MAX_PIXELS:
+            if picture.width * picture.height > MAX_PIXELS:
                 return "too many pixels"
             picture.draft("RGB", (_SIDE, _SIDE))
             small = picture.convert("RGB")

@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish
-from laion_assets.layout import Layout
+from laion_assets.layout import MANIFEST_SUFFIX, Layout
 from laion_assets.published import (
     DATA_STAGES,
     partitions_of,
@@ -240,8 +240,8 @@ def _select(layout: Layout, view: _View) -> str:
             SELECT {_key_of("filename", after)} AS "{view.partition}", * EXCLUDE (filename)
             FROM read_parquet({_quote(files)}, filename = true{union}))
         WHERE "{view.partition}" IN (
-            SELECT {_key_of("file", ".manifest.json")}
-            FROM glob({_quote(f"{_folder(output.folder)}/*.manifest.json")}))
+            SELECT {_key_of("file", MANIFEST_SUFFIX)}
+            FROM glob({_quote(f"{_folder(output.folder)}/*{MANIFEST_SUFFIX}")}))
     """
 
 
@@ -259,7 +259,7 @@ def _create_shards(catalog: duckdb.DuckDBPyConnection, layout: Layout, *, publis
     types = {name: type_ for name, (type_, _) in _MANIFEST_COLUMNS.items()}
     if published:
         columns = ", ".join(f"{name}: {_quote(type_)}" for name, type_ in types.items())
-        files = f"{_folder(layout.root)}/*/*.manifest.json"
+        files = f"{_folder(layout.root)}/*/*{MANIFEST_SUFFIX}"
         catalog.execute(f"""
             CREATE VIEW shards AS
             SELECT * EXCLUDE (files), list_sum([file.bytes FOR file IN map_values(files)])::BIGINT AS bytes,

@@ -30,7 +30,7 @@ from laion_assets.formats.webdataset import open_tar
 from laion_assets.image import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES, Outcome, Status
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, OUTCOME_PREFIX, SAMPLES, Outcome, Status
 
 if TYPE_CHECKING:
     from laion_assets.fetch.transport import Transport
@@ -197,7 +197,7 @@ def _row_json(row: dict[str, Any]) -> bytes:
 def _tally(outcomes: Sequence[Download]) -> Tally:
     statuses = Counter(outcome.status for outcome in outcomes)
     counts = {str(status): statuses[status] for status in Status}
-    counts |= Counter(f"outcome:{outcome.outcome}" for outcome in outcomes)
+    counts |= Counter(f"{OUTCOME_PREFIX}{outcome.outcome}" for outcome in outcomes)
     counts["bytes_downloaded"] = sum(outcome.body_bytes for outcome in outcomes)
     return Tally(rows=len(outcomes), counts=counts)
 

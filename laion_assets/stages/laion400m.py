@@ -34,7 +34,15 @@ from laion_assets.formats.publish import (
     sha256_of,
     sync_folder,
 )
-from laion_assets.layout import DATASET_NAME, DATASET_VERSION, EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.layout import (
+    DATASET_NAME,
+    DATASET_VERSION,
+    MANIFEST_SUFFIX,
+    EmbeddingShardId,
+    Layout,
+    Output,
+    ShardId,
+)
 from laion_assets.schema import EMBEDDING_WIDTH
 
 CODE_VERSION: Final = "1"
@@ -80,7 +88,7 @@ def _published_shards(
     example = _shard_output(config, layout, 0)
     names = {path.name for path in example.folder.iterdir()} if example.folder.exists() else set()
     known = {output.manifest.name for output in outputs}
-    beyond = sorted(name for name in names - known if name.endswith(".manifest.json"))
+    beyond = sorted(name for name in names - known if name.endswith(MANIFEST_SUFFIX))
     if beyond:
         raise PlanError(
             f"{example.folder / beyond[0]} is of a shard beyond the {shard_count} of {config}: put back what "

@@ -9,17 +9,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.errors import CorruptParquet
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import EmbeddingShardId, Layout
-from laion_assets.normalization import (
-    fill_text,
-    merge_counts,
-    normalize_nsfw,
-    normalize_similarity,
-    set_aside_reasons,
-)
+from laion_assets.normalization import merge_counts, normalize_metadata, set_aside_reasons
 from laion_assets.schema import NORMALIZED_EMBEDDINGS, ROWS_SET_ASIDE, SetAside, embedding_join
 
 CODE_VERSION: Final = "1"
@@ -57,7 +50,7 @@ def _normalize(path: Path, table: Path, aside: Path) -> dict[str, int]:
         parquet.open_writer(table, NORMALIZED_EMBEDDINGS) as examples,
         parquet.open_writer(aside, ROWS_SET_ASIDE) as set_aside,
     ):
-        schema = embedding_join(_width(path))
+        schema = embedding_join(parquet.vector_width(path))
         for rows in parquet.read_batches(path, schema, batch_rows=_BATCH_ROWS, columns=_COLUMNS):
             reasons = _reasons(rows)
             numbers = pa.array(range(first, first + len(rows)), pa.int64())
@@ -73,21 +66,6 @@ def _normalize(path: Path, table: Path, aside: Path) -> dict[str, int]:
     return counts[0]
 
 
-def _width(path: Path) -> int:
-    """Elements of the table's vectors, which its own schema says."""
-    with parquet.open_reader(path) as reader:
-        found = reader.schema_arrow
-    index = found.get_field_index("image_embedding")
-    if index < 0 or not pa.types.is_fixed_size_binary(found.types[index]):
-        raise CorruptParquet(
-            path,
-            expected="a column image_embedding of vectors",
-            found=", ".join(found.names)[:300],
-            remedy="Delete its manifest to have it made again.",
-        )
-    return int(found.types[index].byte_width) // 2
-
-
 def _reasons(rows: pa.RecordBatch) -> pa.Array:
     # The join's cosine is NaN where a vector is zero or not finite.
     bad_vector = pc.if_else(pc.is_nan(rows["cosine"]), str(SetAside.BAD_VECTOR), pa.scalar(None, pa.string()))
@@ -95,25 +73,15 @@ def _reasons(rows: pa.RecordBatch) -> pa.Array:
 
 
 def _examples(rows: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
-    nsfw, nsfw_counts = normalize_nsfw(rows["NSFW"])
-    similarity, similarity_counts = normalize_similarity(rows["similarity"])
+    normalized, counts = normalize_metadata(rows)
     columns = {
         "row": rows["row"],
         "key": rows["key"],
         "url": rows["url"],
-        "caption": fill_text(rows["caption"]),
-        "nsfw": nsfw,
-        "similarity": similarity,
-        "license": fill_text(rows["LICENSE"]),
+        **normalized,
         **{name: pc.fill_null(rows[name], 0) for name in _SIZES},
     }
-    counts = {
-        **nsfw_counts,
-        **similarity_counts,
-        "caption:null -> ''": rows["caption"].null_count,
-        "license:null -> ''": rows["LICENSE"].null_count,
-        **{f"{name}:null -> 0": rows[name].null_count for name in _SIZES},
-    }
+    counts |= {f"{name}:null -> 0": rows[name].null_count for name in _SIZES}
     examples = pa.record_batch([columns[name] for name in NORMALIZED_EMBEDDINGS.names], NORMALIZED_EMBEDDINGS)
     return examples, counts
 

@@ -22,24 +22,15 @@ from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.image import ImagePolicy
+from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
-from laion_assets.normalization import fill_text, normalize_nsfw, normalize_similarity, set_aside_reasons
+from laion_assets.normalization import normalize_metadata, set_aside_reasons
 from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
 
 CODE_VERSION: Final = "1"
-
-# What img2dataset's encode_format can be, and what TFDS's Image feature decodes.
-_PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
-
-# TFDS decodes grey JPEG and PNG files of a three-channel feature to three channels, but RGBA to four.
-_THREE_CHANNEL_MODES: Final = ("RGB", "L")
-
-# As for pictures that we download.
-_MAX_PIXELS: Final = ImagePolicy().max_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +117,7 @@ def _look_at_pictures(
 def _look_at_picture(
     descriptor: int, members: Mapping[str, Member], tar: Path, *, decode: bool
 ) -> _Picture | _Refused:
-    found = [members[extension] for extension in _PICTURE_EXTENSIONS if extension in members]
+    found = [members[extension] for extension in STORED_EXTENSIONS if extension in members]
     if not found:
         return _Refused(reason=SetAside.MISSING_IMAGE, detail=f"the tar has only {sorted(members)}"[:200])
     if len(found) > 1:
@@ -143,12 +134,12 @@ def _look_at_picture(
         with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
             mode, (width, height) = picture.mode, picture.size
             if decode:
-                if width * height > _MAX_PIXELS:
+                if width * height > MAX_PIXELS:
                     raise ValueError(f"{width} x {height} pixels are too many to decode")
                 picture.load()
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
         return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=f"{type(error).__name__}: {error}"[:200])
-    if mode not in _THREE_CHANNEL_MODES:
+    if mode not in THREE_CHANNEL_MODES:
         return _Refused(reason=SetAside.NOT_THREE_CHANNELS, detail=f"mode {mode}")
     return _Picture(width=width, height=height, sha256=hashlib.sha256(body).hexdigest(), member=member)
 
@@ -172,18 +163,14 @@ def _contradiction(picture: _Picture | _Refused, width: int | None, height: int 
 
 
 def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[str, int]]:
-    nsfw, nsfw_counts = normalize_nsfw(rows["NSFW"])
-    similarity, similarity_counts = normalize_similarity(rows["similarity"])
+    normalized, counts = normalize_metadata(rows)
     widths = pa.array([picture.width for picture in pictures], pa.int32())
     heights = pa.array([picture.height for picture in pictures], pa.int32())
     examples = pa.table(
         {
             "key": rows["key"],
             "url": rows["url"],
-            "caption": fill_text(rows["caption"]),
-            "nsfw": nsfw,
-            "similarity": similarity,
-            "license": fill_text(rows["LICENSE"]),
+            **normalized,
             # A table that saved no original sizes leaves those of the stored picture as the best known.
             "original_height": pa.compute.coalesce(rows["original_height"], heights),
             "original_width": pa.compute.coalesce(rows["original_width"], widths),
@@ -194,12 +181,6 @@ def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[
             "tar_bytes": pa.array([picture.member.size for picture in pictures], pa.int64()),
         }
     )
-    counts = {
-        **nsfw_counts,
-        **similarity_counts,
-        "caption:null -> ''": rows["caption"].null_count,
-        "license:null -> ''": rows["LICENSE"].null_count,
-    }
     return examples, counts
 
 

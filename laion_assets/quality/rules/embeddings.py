@@ -119,26 +119,12 @@ def read_vectors(
     Raises:
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
-    width = _width(path)
+    width = parquet.vector_width(path)
     names = [*columns, "image_embedding", "text_embedding"]
     for batch in parquet.read_batches(
         path, schema_of_width(width), batch_rows=_ROWS_AT_A_TIME, columns=names
     ):
         yield Vectors(batch, *(_as_array(batch[name], width) for name in names[-2:]))
-
-
-def _width(path: Path) -> int:
-    with parquet.open_reader(path) as reader:
-        schema = reader.schema_arrow
-    found = schema.field("image_embedding").type if "image_embedding" in schema.names else None
-    if found is None or not pa.types.is_fixed_size_binary(found):
-        raise CorruptParquet(
-            path,
-            expected="vectors as fixed-size binary values in image_embedding",
-            found=str(found or schema.names)[:300],
-            remedy="Delete its manifest to have it made again.",
-        )
-    return int(found.byte_width) // 2
 
 
 def _as_array(column: pa.Array, width: int) -> npt.NDArray[np.float16]:
@@ -227,7 +213,7 @@ def _joined_accounted_for(subject: Subject) -> Verdict:
     with parquet.open_reader(aside) as reader:
         set_aside = reader.metadata.num_rows
     path = subject.layout.embedding_join(shard).only
-    joined = parquet.read_table(path, embedding_join(_width(path)), columns=["key", "cosine"])
+    joined = parquet.read_table(path, embedding_join(parquet.vector_width(path)), columns=["key", "cosine"])
     offences = Offences()
     if examples.num_rows + set_aside != joined.num_rows:
         detail = f"{examples.num_rows} examples and {set_aside} set aside of {joined.num_rows} rows"
@@ -262,7 +248,7 @@ def _check_pairing(examples: pa.Table, joined: pa.Table, offences: Offences) -> 
 def _image_vector_keys(subject: Subject) -> Verdict:
     path = subject.layout.image_embeddings(subject.shard).only
     table = parquet.read_table(
-        path, image_embeddings(_width(path)), columns=["key", "matched_by", "embedding_shard"]
+        path, image_embeddings(parquet.vector_width(path)), columns=["key", "matched_by", "embedding_shard"]
     )
     examples = parquet.read_table(
         subject.layout.normalized_table(subject.shard), NORMALIZED_IMAGES, columns=["key"]

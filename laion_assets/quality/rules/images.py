@@ -17,7 +17,7 @@ from PIL import Image
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.image import ImagePolicy
+from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_table import read_image_table
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.quality.rules.rule import (
@@ -40,13 +40,6 @@ from laion_assets.schema import (
     Outcome,
     Status,
 )
-
-PICTURE_EXTENSIONS: Final = ("jpg", "jpeg", "png")
-"""What img2dataset's encode_format can be, and what TFDS's Image feature decodes."""
-
-# TFDS's reader decodes grey and RGB files of a three-channel feature to three channels, RGBA to four.
-_THREE_CHANNEL_MODES: Final = ("RGB", "L")
-
 
 # -- images ---------------------------------------------------------------------------------------
 
@@ -100,7 +93,7 @@ def _tar_holds_successes(subject: Subject) -> Verdict:
 
 
 def _pictures(members: Mapping[str, Member]) -> list[Member]:
-    return [members[extension] for extension in PICTURE_EXTENSIONS if extension in members]
+    return [members[extension] for extension in STORED_EXTENSIONS if extension in members]
 
 
 def _success_share(subject: Subject) -> Verdict:
@@ -210,15 +203,13 @@ def _what_is_wrong_with_picture(row: Mapping[str, Any], body: bytes) -> str | No
         if picture.size != (row["width"], row["height"]):
             return f"{picture.width} x {picture.height} pixels, not {row['width']} x {row['height']}"
         # Asked before anything is decoded: shards made elsewhere may hold any size.
-        if picture.width * picture.height > _MAX_PIXELS:
+        if picture.width * picture.height > MAX_PIXELS:
             return f"{picture.width} x {picture.height} pixels are too many to decode"
-        if picture.mode not in _THREE_CHANNEL_MODES:
+        if picture.mode not in THREE_CHANNEL_MODES:
             return f"mode {picture.mode} is not decoded to three channels"
         picture.load()
     return None
 
-
-_MAX_PIXELS: Final = ImagePolicy().max_pixels
 
 _TAGS: Final = ", ".join(f"'{tag}'" for tag in NsfwTag)
 NSFW_SQL: Final = f"SELECT key, 'nsfw ' || nsfw AS detail FROM rows WHERE nsfw NOT IN ({_TAGS})"
