@@ -1,7 +1,7 @@
 """From many URLs to pictures: fetched side by side, decoded in other processes, within bounded memory.
 
-Pictures go to a file in the order they come in, with their places remembered, so no more than those in
-flight are in memory. Knows nothing of keys, tars and tables.
+What becomes of each URL, and its picture, goes to a journal as it comes in: so no more pictures than those
+in flight are in memory, and a run that is killed is gone on with. Knows nothing of keys, tars and tables.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import resource
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from laion_assets.decoding import Decoder
+from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.formats.journal import Entry, Journal
 from laion_assets.image import ImagePolicy, Stored, Undecodable
 from laion_assets.schema import Outcome, Status
 
@@ -30,14 +31,19 @@ _Result = TypeVar("_Result")
 # Called with how many of how many URLs are done; from another thread than the caller's.
 Progress = Callable[[int, int], None]
 
-# For each connection in flight: its socket, others idle for a moment, and the rest of the process.
+# What a power cut costs at most: 64 pictures are 0.2 s of a download, and syncing each would halve its rate.
+_MOST_UNSYNCED: Final = 64
+
+# For each connection in flight: its socket, others idle for a moment, and the rest of the process. With less
+# than the bare sockets and the process's own, downloads would fail for our limits and look like the web's.
 _FILES_PER_CONNECTION: Final = 4
 _FILES_BESIDES: Final = 256
+_FEWEST_FILES_BESIDES: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A picture in the file: where its JPEG lies, and what :class:`laion_assets.image.Stored` says."""
+    """A picture in the journal: where its JPEG lies, and what :class:`laion_assets.image.Stored` says."""
 
     offset: int
     size: int
@@ -73,21 +79,21 @@ class Download:
 
 def download(
     urls: Sequence[str | None],
-    pictures: Path,
+    journal: Journal,
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
     transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> list[Download]:
-    """Fetch, check and resize what some URLs lead to.
+    """Fetch, check and resize what some URLs lead to, those aside that the journal has already.
 
     At most ``concurrency`` bodies of up to ``large_body_bytes`` and ``large_bodies`` longer ones are in
     memory at once.
 
     Args:
         urls: what to ask for.
-        pictures: file to write the JPEGs to.
+        journal: keeps what is finished, the JPEGs included; of an earlier run over the same URLs, or empty.
         fetch_policy: what may be asked of the web.
         image_policy: what is accepted, and how it is stored.
         transport: what performs a GET; the real one by default.
@@ -97,65 +103,72 @@ def download(
         What became of each URL, in the order of ``urls``.
 
     Raises:
-        LaionAssetsError: if decoding processes or sockets cannot be had on this machine.
-        OSError: if the file cannot be written.
+        TooManyOpenFiles: if the limit on open files is too low for ``concurrency``.
+        LaionAssetsError: if decoding processes cannot be had on this machine.
+        OSError: if the journal cannot be written.
     """
-    if transport is None:
-        _allow_open_files(fetch_policy.concurrency * _FILES_PER_CONNECTION + _FILES_BESIDES)
-    with pictures.open("wb") as file:
-        work = _download_all(urls, file, fetch_policy, image_policy, transport, progress)
-        return _run_in_thread(work)
+    found = dict(_restore(entry) for entry in journal.entries)
+    remaining = [(index, url) for index, url in enumerate(urls) if index not in found]
+    if progress is not None and found:
+        progress(len(found), len(urls))
+    if remaining:
+        if transport is None:
+            _allow_open_files(min(fetch_policy.concurrency, len(remaining)))
+        _run_in_thread(
+            _download_all(remaining, found, journal, fetch_policy, image_policy, transport, progress)
+        )
+    return [found[index] for index in range(len(urls))]
 
 
 async def _download_all(
-    urls: Sequence[str | None],
-    file: BinaryIO,
+    remaining: Sequence[tuple[int, str | None]],
+    found: dict[int, Download],
+    journal: Journal,
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     transport: Transport | None,
     progress: Progress | None,
-) -> list[Download]:
+) -> None:
+    """Add what becomes of the remaining URLs to what is found."""
     # aiohttp is for those who download, and not for whoever imports the stages.
     from laion_assets.fetch.fetcher import Fetcher
     from laion_assets.fetch.transport import HttpTransport
 
-    found: dict[int, Download] = {}
+    total = len(found) + len(remaining)
     async with AsyncExitStack() as stack:
         decoder = await stack.enter_async_context(Decoder(image_policy))
         if transport is None:
             transport = await stack.enter_async_context(HttpTransport(fetch_policy))
         downloader = _Downloader(
-            Fetcher(fetch_policy, transport), decoder, file, asyncio.Semaphore(fetch_policy.large_bodies)
+            Fetcher(fetch_policy, transport), decoder, asyncio.Semaphore(fetch_policy.large_bodies)
         )
-        remaining = iter(enumerate(urls))
+        keeper = _Keeper(journal)
 
-        async def take_turns() -> None:
-            for index, url in remaining:
-                found[index] = await downloader.download(url)
+        async def take_turns(turns: Iterable[tuple[int, str | None]]) -> None:
+            for index, url in turns:
+                found[index] = await keeper.keep(index, *await downloader.download(url))
                 if progress is not None:
-                    progress(len(found), len(urls))
+                    progress(len(found), total)
 
+        turns = iter(remaining)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(fetch_policy.concurrency, len(urls))):
-                    group.create_task(take_turns())
+                for _ in range(min(fetch_policy.concurrency, len(remaining))):
+                    group.create_task(take_turns(turns))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-    return [found[index] for index in range(len(urls))]
 
 
 class _Downloader:
-    """Takes one URL from text to a picture in the file."""
+    """Takes one URL from text to a picture."""
 
-    def __init__(
-        self, fetcher: Fetcher, decoder: Decoder, file: BinaryIO, large_bodies: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, fetcher: Fetcher, decoder: Decoder, large_bodies: asyncio.Semaphore) -> None:
         self._fetcher = fetcher
         self._decoder = decoder
-        self._file = file
         self._large_bodies = large_bodies
 
-    async def download(self, url: str | None) -> Download:
+    async def download(self, url: str | None) -> tuple[Download, Stored | None]:
+        """What became of a URL, and its picture if there is one."""
         from laion_assets.fetch.fetcher import FetchFailed
 
         async with AsyncExitStack() as held:
@@ -165,44 +178,58 @@ class _Downloader:
 
             fetched = await self._fetcher.fetch(url, admit_large=admit_large)
             if isinstance(fetched, FetchFailed):
-                return Download(
+                failure = Download(
                     status=Status.FAILED_TO_DOWNLOAD,
                     outcome=fetched.outcome,
                     message=fetched.message,
                     http_status=fetched.http_status,
                 )
+                return failure, None
             decoded = await self._decoder.decode(fetched.body)
             sha256 = hashlib.sha256(fetched.body).hexdigest()
+        answer: dict[str, Any] = {
+            "http_status": fetched.http_status,
+            "body_bytes": len(fetched.body),
+            "sha256": sha256,
+        }
         if isinstance(decoded, Undecodable):
-            return Download(
-                status=Status.FAILED_TO_RESIZE,
-                outcome=decoded.outcome,
-                message=decoded.message,
-                http_status=fetched.http_status,
-                body_bytes=len(fetched.body),
-                sha256=sha256,
-            )
-        return Download(
-            status=Status.SUCCESS,
-            outcome=Outcome.SUCCESS,
-            http_status=fetched.http_status,
-            body_bytes=len(fetched.body),
-            sha256=sha256,
-            picture=self._keep(decoded),
-        )
+            status, outcome = Status.FAILED_TO_RESIZE, decoded.outcome
+            return Download(status=status, outcome=outcome, message=decoded.message, **answer), None
+        return Download(status=Status.SUCCESS, outcome=Outcome.SUCCESS, **answer), decoded
 
-    def _keep(self, stored: Stored) -> Picture:
-        offset = self._file.tell()
-        self._file.write(stored.jpeg)
-        return Picture(
-            offset=offset,
-            size=len(stored.jpeg),
-            width=stored.width,
-            height=stored.height,
-            original_width=stored.original_width,
-            original_height=stored.original_height,
-            exif=stored.exif,
-        )
+
+class _Keeper:
+    """Writes what is finished to the journal, one after the other."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._turn = asyncio.Lock()
+
+    async def keep(self, index: int, finished: Download, stored: Stored | None) -> Download:
+        """Keep what became of the URL with this index, and say where its picture lies."""
+        fields: dict[str, Any] = {"index": index, **asdict(finished)}
+        if stored is not None:
+            fields["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
+        async with self._turn:
+            entry = self._journal.append(fields, b"" if stored is None else stored.jpeg)
+            if self._journal.unsynced >= _MOST_UNSYNCED:
+                # In another thread: a disk takes milliseconds, in which hundreds of answers come in.
+                await asyncio.to_thread(self._journal.sync)
+        return _restore(entry)[1]
+
+
+_STORED_FIELDS: Final = ("width", "height", "original_width", "original_height", "exif")
+
+
+def _restore(entry: Entry) -> tuple[int, Download]:
+    """Index and fate of a URL, from the journal."""
+    fields = dict(entry.fields)
+    index, picture = fields.pop("index"), fields.pop("picture")
+    download = Download(
+        **{**fields, "status": Status(fields["status"]), "outcome": Outcome(fields["outcome"])},
+        picture=None if picture is None else Picture(offset=entry.offset, size=entry.size, **picture),
+    )
+    return index, download
 
 
 def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -230,10 +257,22 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
             raise
 
 
-def _allow_open_files(needed: int) -> None:
-    """Raise the process's own limit, which is 256 on macOS and 1,024 elsewhere, as far as it may."""
+def _allow_open_files(connections: int) -> None:
+    """Raise the process's own limit, which is 256 on macOS and 1,024 elsewhere, as far as it may.
+
+    Raises:
+        TooManyOpenFiles: if it stays too low.
+    """
+    wanted = connections * _FILES_PER_CONNECTION + _FILES_BESIDES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _FEWEST_FILES_BESIDES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise TooManyOpenFiles(
+            f"{connections} connections at once need {needed} open files, and the limit is {soft}: raise it "
+            f"(ulimit -n {wanted}) or lower fetch.concurrency, and run this again"
+        )

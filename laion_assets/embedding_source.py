@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from laion_assets.errors import CorruptManifest
+from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import EmbeddingShardId, Layout
 
 
@@ -64,7 +64,7 @@ class EmbeddingSource:
 
     def to_json(self) -> bytes:
         """The record's file; equal sources, equal bytes."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return seal(asdict(self))
 
     @property
     def files(self) -> tuple[VectorSource | MetadataSource, ...]:
@@ -80,7 +80,7 @@ def read_embedding_source(layout: Layout, shard: EmbeddingShardId) -> EmbeddingS
     """
     path: Path = layout.embeddings(shard).only
     try:
-        document = json.loads(path.read_bytes())
+        document = unseal(path.read_bytes())
         metadata = document["metadata"]
         return EmbeddingSource(
             rows=int(document["rows"]),

@@ -8,6 +8,12 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
     ├── MissingInput           a file of the stage before is not there yet
     ├── SourceUnavailable      a raw file or a vector file cannot be fetched or opened
     ├── ShardBusy              another process holds the lease on this output
+    ├── StorageError           the disk, its rights or the limits refuse what has to be written
+    │   ├── DiskFull               no room, or no quota, left
+    │   ├── NotWritable            a read-only disk, or a folder of another user's
+    │   ├── TooManyOpenFiles       the limit on open files is too low
+    │   ├── FileTooLong            a file outgrew the limit on its size
+    │   └── DeviceFailed           the disk did not read or write
     └── CorruptInput           a file is not what it claims to be
         ├── CorruptParquet
         ├── CorruptTar
@@ -45,6 +51,30 @@ class SourceUnavailable(LaionAssetsError):
 
 class ShardBusy(LaionAssetsError):
     """Another process is writing this output."""
+
+
+class StorageError(LaionAssetsError):
+    """What has to be written cannot be; the message says what is needed. A run after that goes on."""
+
+
+class DiskFull(StorageError):
+    """There is no room, or no quota, for what has to be written."""
+
+
+class NotWritable(StorageError):
+    """A file or folder may not be read or written."""
+
+
+class TooManyOpenFiles(StorageError):
+    """The limit on open files is too low for what is to be done."""
+
+
+class FileTooLong(StorageError):
+    """A file outgrew the limit on its size."""
+
+
+class DeviceFailed(StorageError):
+    """The disk did not read or write."""
 
 
 class CorruptInput(LaionAssetsError):

@@ -92,9 +92,14 @@ class Output:
         return self.folder / ".leases" / f"{self.partition}.lock"
 
     @property
-    def drafts(self) -> Path:
-        """Where files are written before they are whole."""
-        return self.folder / ".drafts"
+    def draft(self) -> Path:
+        """Folder where files are written before they are whole, by whoever holds the lease."""
+        return self.folder / ".drafts" / self.partition
+
+    @property
+    def journal(self) -> Path:
+        """What a run that was killed had finished, for the next one to go on from."""
+        return self.folder / ".journals" / f"{self.partition}.journal"
 
     def path(self, name: str) -> Path:
         """Final path of one of the files."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -10,10 +9,11 @@ from typing import Final
 
 from laion_assets.errors import CorruptManifest, MissingInput, PlanError
 from laion_assets.formats.publish import fingerprint
+from laion_assets.formats.sealed import seal, unseal
 from laion_assets.keys import sample_key
 from laion_assets.layout import Layout, ShardId
 
-_PLAN_FORMAT: Final = 1
+_PLAN_FORMAT: Final = 2
 _IMAGE_TABLE: Final = re.compile(r"([0-9]{5,9})\.parquet")
 
 
@@ -140,7 +140,7 @@ class ShardPlan:
 
     def to_json(self) -> bytes:
         """The plan's file; equal plans, equal bytes."""
-        return json.dumps({"format": _PLAN_FORMAT, **asdict(self)}, indent=1).encode() + b"\n"
+        return seal({"format": _PLAN_FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, layout: Layout) -> ShardPlan:
@@ -152,7 +152,7 @@ class ShardPlan:
         """
         path = layout.shard_plan().only
         try:
-            document = json.loads(path.read_bytes())
+            document = unseal(path.read_bytes())
         except FileNotFoundError:
             raise MissingInput(f"there is no shard plan yet ({path}): materialize shard_plan first") from None
         except ValueError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 from laion_assets.errors import CorruptManifest
+from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import Layout
 
 
@@ -28,7 +28,7 @@ class RawSource:
 
     def to_json(self) -> bytes:
         """The record's file; equal sources, equal bytes."""
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+        return seal(asdict(self))
 
 
 def read_source(layout: Layout, part: str) -> RawSource:
@@ -39,7 +39,7 @@ def read_source(layout: Layout, part: str) -> RawSource:
     """
     path = layout.raw_source(part)
     try:
-        return RawSource(**json.loads(path.read_bytes()))
+        return RawSource(**unseal(path.read_bytes()))
     except (TypeError, ValueError) as error:
         raise CorruptManifest(
             path,

@@ -9,6 +9,7 @@ from laion_assets.defs.checks import build_checks
 from laion_assets.defs.jobs import build_jobs
 from laion_assets.defs.partitions import PartitionSets
 from laion_assets.defs.recording import Watcher
+from laion_assets.defs.workers import attended_executor
 from laion_assets.partitions import find_partitions
 from laion_assets.settings import Settings
 
@@ -35,6 +36,5 @@ def _assemble(settings: Settings, partitions: PartitionSets, watcher: Watcher) -
         assets=build_assets(settings, partitions, watcher),
         asset_checks=build_checks(settings, partitions, watcher),
         jobs=build_jobs(),
-        # Parallelism belongs inside a stage; a process for each step would cost 12 CPU seconds a run.
-        executor=dg.in_process_executor,
+        executor=attended_executor,
     )

@@ -2,14 +2,19 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import dagster as dg
 
 from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Refusal, Watcher
+from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.errors import SettingsError
+from laion_assets.formats import publish
+from laion_assets.formats.durable import naming_storage_errors
 from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
 from laion_assets.pipeline import (
@@ -47,6 +52,7 @@ class Build(Watcher):
     """What a build did, filled while it runs.
 
     Attributes:
+        name: by which its runs prove that they live.
         manifests: (stage, partition) -> what was published or found current.
         failures: (stage, partition) -> why not.
         verdicts: (stage, rule, partition) -> what a rule found.
@@ -54,6 +60,7 @@ class Build(Watcher):
         crashes: errors that nobody foresaw, each with the run whose log has the traceback.
     """
 
+    name: str
     watcher: Watcher = field(default_factory=Watcher)
     manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     failures: dict[tuple[str, str], Refusal] = field(default_factory=dict)
@@ -99,7 +106,15 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
     Raises:
         SettingsError: if a shard is asked for that is not there.
     """
-    done = Build(watcher=watcher)
+    home = Path(instance.root_directory)
+    fail_orphans(instance, home)
+    done = Build(name=f"build-{uuid4()}", watcher=watcher)
+    with attended(home, done.name), naming_storage_errors("Dagster's records", home):
+        _build(settings, instance, request, done)
+    return done
+
+
+def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, done: Build) -> None:
     found = find_partitions(settings)
     _materialize_missing(settings, instance, done, PARTS, request)
     # Somebody who has vectors only needs no plan; somebody who has nothing is told so by the plan.
@@ -109,14 +124,13 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
     _refuse_unknown(request.shards, found.shards)
     _refuse_unknown(request.embedding_shards, found.embedding_shards)
     if not found.shards and not found.embedding_shards:
-        return done
+        return
     _materialize_missing(settings, instance, done, IMAGES, request)
     _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
     grown = any(name == "embedding_join" for name, _ in done.manifests)
     _materialize_missing(settings, instance, done, JOINED, replace(request, again=request.again or grown))
     _materialize(settings, instance, done, _published(found), {})
-    return done
 
 
 def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) -> int:
@@ -167,7 +181,7 @@ def _missing(
         key
         for key in keys
         if any(
-            key not in recorded[stage.name] or not stage.output(settings.layout, key).manifest.exists()
+            key not in recorded[stage.name] or publish.done(stage.output(settings.layout, key)) is None
             for stage in stages
         )
     }
@@ -203,7 +217,7 @@ def _materialize(
         cast("list[dg.AssetsDefinition]", [*(definitions.assets or ()), *(definitions.asset_checks or ())]),
         selection=dg.AssetSelection.assets(*names),
         instance=instance,
-        tags=tags,
+        tags={**tags, BUILD_TAG: done.name},
         # Failures are in `done` and in the instance; a traceback of each would only bury them.
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

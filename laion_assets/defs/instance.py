@@ -1,13 +1,13 @@
 """Dagster's own folder: made ready once, with settings that send nothing home."""
 
 import os
-import shutil
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
 
 from laion_assets.errors import SettingsError
+from laion_assets.formats.durable import write_durably
 from laion_assets.settings import Settings
 
 
@@ -28,8 +28,7 @@ def prepare_home(home: Path) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists():
-            with as_file(files("laion_assets") / "dagster.yaml") as shipped:
-                shutil.copyfile(shipped, home / "dagster.yaml")
+            write_durably(home / "dagster.yaml", (files("laion_assets") / "dagster.yaml").read_bytes())
     except OSError as error:
         raise SettingsError(f"dagster_home {home}: {error.strerror}") from error
     os.environ["DAGSTER_HOME"] = str(home)

@@ -14,6 +14,7 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
+from laion_assets.defs.workers import end_with_parent
 from laion_assets.errors import LaionAssetsError
 from laion_assets.formats.publish import Manifest
 from laion_assets.pipeline import Stage
@@ -52,6 +53,7 @@ def materialize_partitions(
     Raises:
         dagster.Failure: at the end, if any partition failed; it names each with its reason.
     """
+    end_with_parent()
     failures: dict[str, str] = {}
     seen = _latest_events(stage, context.instance)
     for key in context.partition_keys:
@@ -87,6 +89,7 @@ def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.
     Raises:
         dagster.Failure: if it failed, with the reason.
     """
+    end_with_parent()
     try:
         manifest = stage.run(settings, stage.name)
     except (LaionAssetsError, OSError) as error:

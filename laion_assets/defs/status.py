@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from laion_assets.formats.publish import read_manifest
+from laion_assets.formats.publish import done
 from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES, Stage, keys_of
 from laion_assets.settings import Settings
@@ -28,7 +28,7 @@ def stage_statuses(settings: Settings, instance: dg.DagsterInstance) -> list[Sta
     found = find_partitions(settings)
     statuses = []
     for stage in STAGES:
-        manifests = {key: read_manifest(stage.output(settings.layout, key)) for key in keys_of(stage, found)}
+        manifests = {key: done(stage.output(settings.layout, key)) for key in keys_of(stage, found)}
         published = [manifest for manifest in manifests.values() if manifest is not None]
         undone = {key for key, manifest in manifests.items() if manifest is None}
         failed = undone & _failed(stage, instance)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.demo.rows import Row, invent_rows
 from laion_assets.demo.scenes import Scene, read_scene
-from laion_assets.formats.publish import write_durably
+from laion_assets.formats.durable import write_durably
 from laion_assets.keys import sample_key
 from laion_assets.layout import ShardId
 from laion_assets.schema import EMBEDDING_WIDTH, RAW, Outcome

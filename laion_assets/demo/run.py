@@ -20,6 +20,7 @@ from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.demo.dataset import captions_true, make_demo
 from laion_assets.demo.web import DemoWeb
 from laion_assets.errors import SettingsError
+from laion_assets.formats.durable import write_durably
 from laion_assets.formats.publish import require
 from laion_assets.formats.tfds import decode_example
 from laion_assets.formats.tfrecord import read_records
@@ -82,7 +83,7 @@ def _serving(record: Path) -> Iterator[DemoWeb]:
             f"or delete {record.parent} to begin anew"
         ) from error
     try:
-        record.write_text(json.dumps({"port": web.port}) + "\n")
+        write_durably(record, json.dumps({"port": web.port}).encode() + b"\n")
         yield web
     finally:
         web.__exit__(None, None, None)

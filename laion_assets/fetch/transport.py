@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from laion_assets.errors import SettingsError
+from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.guard import RefusedAddress, guarded_socket_factory
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.schema import Outcome
@@ -320,8 +320,9 @@ def _explain(error: Exception) -> ExchangeFailed:
     """What an exception of aiohttp means, in words that hold nothing a server sent."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.errno in _OURS and not isinstance(cause, socket.gaierror):
-        raise SettingsError(
-            "too many open files: lower fetch.concurrency or raise the limit (ulimit -n)"
+        # Not a failure of the URL's, which would be recorded as such for good.
+        raise TooManyOpenFiles(
+            "too many open files: raise the limit (ulimit -n) or lower fetch.concurrency, and run this again"
         ) from error
     if isinstance(cause, RefusedAddress):
         return ExchangeFailed(Outcome.REFUSED_ADDRESS, f"refused address: {cause.reason}")

@@ -84,8 +84,8 @@ def open_reader(path: Path) -> Iterator[pq.ParquetFile]:
             yield reader
     # A damaged footer can hold names that are no UTF-8, which pyarrow does not call an ArrowException.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's word on the disk or the limits, not the reader's on the file
         raise CorruptParquet(
             path, expected="a readable Parquet file", found=_first_line(error), remedy=_REMEDY
         ) from error

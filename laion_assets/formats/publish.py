@@ -1,9 +1,12 @@
 """One way to publish a partition's files: whole and checksummed, or not at all.
 
-The order is what makes it safe. Under a lease, files are written in a draft folder; they are synced,
-the old manifest is removed, the files are renamed into place and the new manifest, which holds their
-sha256, is written last. So a kill at any point leaves either the old partition, no partition, or the new
-one: a file under its final name counts for nothing until a manifest vouches for it.
+The order is what makes it safe. Under a lease, files are written in a draft folder, and with them the
+manifest, which holds their sha256; all are synced, the old manifest is removed, the files are renamed into
+place and the new manifest last. So a kill at any point leaves either the old partition, no partition, or
+the new one: a file under its final name counts for nothing until a manifest vouches for it.
+
+And one way to read: what a stage reads is named to :func:`publish`, which keeps others from replacing it
+meanwhile and lets nothing be made of a file that is not, byte for byte, the one its manifest vouches for.
 """
 
 from __future__ import annotations
@@ -11,13 +14,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +27,11 @@ import pyarrow as pa
 
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
+from laion_assets.formats.durable import make_folder, naming_storage_errors, sync_file, sync_folder
+from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import Output
 
-_MANIFEST_FORMAT: Final = 1
+_MANIFEST_FORMAT: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,22 +120,27 @@ def sha256_of(path: Path) -> str:
 class Draft:
     """Files of a partition while they are being written."""
 
-    def __init__(self, output: Output, folder: Path) -> None:
+    def __init__(self, output: Output) -> None:
         self._output = output
-        self._folder = folder
 
     def path(self, name: str) -> Path:
         """Where to write the file that will be published as ``name``."""
-        return self._folder / self._output.path(name).name
+        return self._output.draft / self._output.path(name).name
 
     @property
     def only(self) -> Path:
         """Where to write the file, where the output has just one."""
-        return self._folder / self._output.only.name
+        return self._output.draft / self._output.only.name
 
     def scratch(self, name: str) -> Path:
         """Where to write a file that is not published."""
-        return self._folder / f"scratch-{name}"
+        return self._output.draft / f"scratch-{name}"
+
+    @property
+    def journal(self) -> Path:
+        """Where to keep what must outlive a run that is killed; removed once the partition is published."""
+        make_folder(self._output.journal.parent)
+        return self._output.journal
 
 
 def publish(
@@ -140,6 +148,7 @@ def publish(
     recipe: Recipe,
     write: Callable[[Draft], Tally],
     *,
+    reads: Sequence[Output] = (),
     also_intact: Callable[[], bool] | None = None,
 ) -> Manifest:
     """Publish a partition, unless what is there already follows from the same recipe.
@@ -148,26 +157,33 @@ def publish(
         output: the files to publish.
         recipe: what their bytes follow from.
         write: writes every file of ``output`` into the draft it is given.
+        reads: partitions that ``write`` reads whole; each has its data version among the recipe's inputs
+            under its stage's name. They are verified before ``write`` begins, and nobody replaces them
+            until it ends.
         also_intact: whether what ``write`` left elsewhere is still there; asked once everything else is.
 
     Returns:
         The manifest of what is published now.
 
     Raises:
-        ShardBusy: if another process is writing this partition.
+        ShardBusy: if another process is writing this partition, or one of those read.
+        CorruptInput: if a file that is read is not the one its manifest vouches for.
+        StorageError: if the disk, its rights or the limits do not let it be written.
     """
-    with _lease(output):
-        existing = _intact(output)
-        if existing is not None and existing.recipe == recipe and (also_intact is None or also_intact()):
-            return existing
-        started = time.monotonic()
-        output.drafts.mkdir(parents=True, exist_ok=True)
-        draft_folder = Path(tempfile.mkdtemp(prefix=f"{output.partition}-", dir=output.drafts))
-        try:
-            tally = write(Draft(output, draft_folder))
-            return _commit(output, recipe, tally, draft_folder, started)
-        finally:
-            shutil.rmtree(draft_folder, ignore_errors=True)
+
+    def existing() -> Manifest | None:
+        found = done(output)
+        is_current = found is not None and found.recipe == recipe and (also_intact is None or also_intact())
+        return found if is_current else None
+
+    def make(started: float) -> Manifest:
+        with ExitStack() as held:
+            for source in reads:
+                held.enter_context(_lease(source, shared=True))
+                _check_version(source, verify(source), recipe)
+            return _commit(output, recipe, write(Draft(output)), started, output.names)
+
+    return _publish(output, existing, make)
 
 
 def vouch(output: Output, recipe: Recipe, check: Callable[[], Tally]) -> Manifest:
@@ -177,14 +193,17 @@ def vouch(output: Output, recipe: Recipe, check: Callable[[], Tally]) -> Manifes
         output: the files, already in place.
         recipe: what they are taken to follow from.
         check: proves that they are whole and belong together, or raises.
+
+    Raises:
+        ShardBusy: if another process is writing this partition.
+        StorageError: if the manifest cannot be written.
     """
-    with _lease(output):
-        existing = _intact(output)
-        if existing is not None and existing.recipe == recipe:
-            return existing
-        started = time.monotonic()
-        tally = check()
-        return _write_manifest(output, recipe, tally, output.folder, started)
+
+    def existing() -> Manifest | None:
+        found = done(output)
+        return found if found is not None and found.recipe == recipe else None
+
+    return _publish(output, existing, lambda started: _commit(output, recipe, check(), started, ()))
 
 
 def read_manifest(output: Output) -> Manifest | None:
@@ -194,11 +213,11 @@ def read_manifest(output: Output) -> Manifest | None:
         CorruptManifest: if there is one that cannot be read.
     """
     try:
-        text = output.manifest.read_text(encoding="utf-8")
+        data = output.manifest.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        return _parse(json.loads(text))
+        return _parse(unseal(data), output)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifest(
             output.manifest,
@@ -206,6 +225,14 @@ def read_manifest(output: Output) -> Manifest | None:
             found=f"{type(error).__name__}: {error}",
             remedy="Delete it to have the partition made again.",
         ) from error
+
+
+def done(output: Output) -> Manifest | None:
+    """The manifest of a partition that is done: a readable one, whose files have the recorded sizes."""
+    try:
+        return require(output)
+    except (MissingInput, CorruptInput):
+        return None  # made again, which is the cure of both
 
 
 def require(output: Output) -> Manifest:
@@ -243,51 +270,69 @@ def verify(output: Output) -> Manifest:
     return manifest
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole, or not at all, whatever happens."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
+# -- how it is done ---------------------------------------------------------------------------------------
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _publish(
+    output: Output, existing: Callable[[], Manifest | None], make: Callable[[float], Manifest]
+) -> Manifest:
+    # Looked at without the lease first: what is done stays readable while others read or write it.
+    if found := existing():
+        _tidy(output)
+        return found
+    with naming_storage_errors(output, output.folder):
+        make_folder(output.folder)
+        with _lease(output):
+            if found := existing():
+                return found
+            started = time.monotonic()
+            if output.draft.exists():
+                shutil.rmtree(output.draft)  # of a run that was killed: we hold its lease
+            make_folder(output.draft)
+            try:
+                manifest = make(started)
+            finally:
+                shutil.rmtree(output.draft, ignore_errors=True)
+            output.journal.unlink(missing_ok=True)
+            return manifest
 
 
 @contextmanager
-def _lease(output: Output) -> Iterator[None]:
+def _lease(output: Output, *, shared: bool = False) -> Iterator[None]:
+    """Hold a partition: to write it, or, shared with others, to read it."""
     output.lease.parent.mkdir(parents=True, exist_ok=True)
     with output.lease.open("a") as file:
         try:
             # The kernel releases the lock when its holder dies, so no lease is ever stale.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShardBusy(
-                f"{output} is being written by another process: wait for it to end, then run this again"
+                f"{output} is being {'written' if shared else 'written or read'} by another process: wait "
+                "for it to end, then run this again"
             ) from None
         yield
 
 
-def _intact(output: Output) -> Manifest | None:
-    """The manifest, if there is a readable one and its files have the recorded sizes."""
-    try:
-        return require(output)
-    except (MissingInput, CorruptInput):
-        return None  # made again, which is the cure of both
+def _tidy(output: Output) -> None:
+    """Remove what a run left that was killed after it had published."""
+    if output.journal.exists() or output.draft.exists():
+        # Whoever holds the lease does it at the end; what cannot be removed is in nobody's way.
+        with suppress(ShardBusy, OSError), _lease(output):
+            output.journal.unlink(missing_ok=True)
+            shutil.rmtree(output.draft, ignore_errors=True)
+
+
+def _check_version(source: Output, found: Manifest, recipe: Recipe) -> None:
+    if recipe.inputs[source.stage] != found.data_version:
+        raise ShardBusy(f"{source} was made again just now: run this again")
 
 
 def _check_size(output: Output, name: str, record: FileRecord) -> None:
     path = output.path(name)
-    found = f"{path.stat().st_size} bytes" if path.exists() else "no file"
+    try:
+        found = f"{path.stat().st_size} bytes"
+    except FileNotFoundError:
+        found = "no file"
     if found != f"{record.bytes} bytes":
         raise CorruptInput(
             path,
@@ -297,20 +342,27 @@ def _check_size(output: Output, name: str, record: FileRecord) -> None:
         )
 
 
-def _commit(output: Output, recipe: Recipe, tally: Tally, draft_folder: Path, started: float) -> Manifest:
-    for name in output.names:
-        with (draft_folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    output.manifest.unlink(missing_ok=True)
+def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafted: Sequence[str]) -> Manifest:
+    """Put the drafted files and then the manifest in place; files that are not drafted are there already."""
+    manifest = _describe(output, recipe, tally, output.draft if drafted else output.folder, started)
+    document = {"format": _MANIFEST_FORMAT, **asdict(manifest), "data_version": manifest.data_version}
+    draft = output.draft / output.manifest.name
+    draft.write_bytes(seal(document))
+    for name in (*drafted, draft.name):
+        sync_file(output.draft / name)
+    if drafted:
+        output.manifest.unlink(missing_ok=True)
+        sync_folder(output.folder)
+        for name in drafted:
+            (output.draft / name).replace(output.path(name))
+        sync_folder(output.folder)
+    draft.replace(output.manifest)
     sync_folder(output.folder)
-    for name in output.names:
-        (draft_folder / name).replace(output.path(name))
-    sync_folder(output.folder)
-    return _write_manifest(output, recipe, tally, output.folder, started)
+    return manifest
 
 
-def _write_manifest(output: Output, recipe: Recipe, tally: Tally, folder: Path, started: float) -> Manifest:
-    manifest = Manifest(
+def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, started: float) -> Manifest:
+    return Manifest(
         stage=output.stage,
         partition=output.partition,
         recipe=recipe,
@@ -327,14 +379,13 @@ def _write_manifest(output: Output, recipe: Recipe, tally: Tally, folder: Path, 
             "pyarrow": pa.__version__,
         },
     )
-    document = {"format": _MANIFEST_FORMAT, **asdict(manifest), "data_version": manifest.data_version}
-    write_durably(output.manifest, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
-    return manifest
 
 
-def _parse(document: dict[str, Any]) -> Manifest:
+def _parse(document: dict[str, Any], output: Output) -> Manifest:
     if document["format"] != _MANIFEST_FORMAT:
         raise ValueError(f"format {document['format']!r}")
+    if (document["stage"], document["partition"]) != (output.stage, output.partition):
+        raise ValueError(f"the manifest of {document['stage']} {document['partition']}")
     return Manifest(
         stage=document["stage"],
         partition=document["partition"],

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptParquet, CorruptTfrecord
-from laion_assets.formats.publish import fingerprint, write_durably
+from laion_assets.formats.durable import make_folder, write_durably
+from laion_assets.formats.publish import fingerprint
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
 
@@ -155,7 +156,7 @@ def write_default_config(path: Path) -> None:
     """
     text = f'{{"default_config_name": "{DEFAULT_CONFIG}"}}'.encode()
     if not path.exists() or path.read_bytes() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_durably(path, text)
 
 

@@ -22,7 +22,10 @@ from laion_assets.errors import CorruptTfrecord
 
 _LENGTH: Final = Struct("<Q")
 _CHECKSUM: Final = Struct("<I")
-_HEADER_BYTES: Final = _LENGTH.size + _CHECKSUM.size
+HEADER_BYTES: Final = _LENGTH.size + _CHECKSUM.size
+"""What stands before each payload."""
+FRAMING_BYTES: Final = HEADER_BYTES + _CHECKSUM.size
+"""What a record is longer by than its payload."""
 
 # Checksums are masked because the crc of data that holds crcs is weak (tsl/lib/hash/crc32c.h).
 _MASK_DELTA: Final = 0xA282EAD8
@@ -60,6 +63,11 @@ def write_records(path: Path, payloads: Iterable[bytes]) -> TfrecordSummary:
     return TfrecordSummary(records=records, payload_bytes=payload_bytes)
 
 
+def frame(payload: bytes) -> bytes:
+    """One record."""
+    return _header(len(payload)) + payload + _checksum(payload)
+
+
 def read_records(path: Path, *, expected: TfrecordSummary | None = None) -> Iterator[bytes]:
     """Yield the payloads, each once its checksum has been found right.
 
@@ -75,12 +83,12 @@ def read_records(path: Path, *, expected: TfrecordSummary | None = None) -> Iter
     records = payload_bytes = 0
     with path.open("rb", buffering=_BUFFER_BYTES) as file:
         left = os.fstat(file.fileno()).st_size
-        while header := file.read(_HEADER_BYTES):
+        while header := file.read(HEADER_BYTES):
             payload = _read_payload(file, header, left - len(header), path, records)
             yield payload
             records += 1
             payload_bytes += len(payload)
-            left -= _HEADER_BYTES + len(payload) + _CHECKSUM.size
+            left -= HEADER_BYTES + len(payload) + _CHECKSUM.size
     found = TfrecordSummary(records=records, payload_bytes=payload_bytes)
     if expected is not None and found != expected:
         _refuse(path, _spell(expected), _spell(found))
@@ -103,8 +111,8 @@ def check_records(path: Path, *, expected: TfrecordSummary | None = None) -> Tfr
 
 
 def _read_payload(file: BinaryIO, header: bytes, left: int, path: Path, record: int) -> bytes:
-    if len(header) < _HEADER_BYTES:
-        _refuse(path, f"{_HEADER_BYTES} bytes of header of record {record}", f"{len(header)} bytes")
+    if len(header) < HEADER_BYTES:
+        _refuse(path, f"{HEADER_BYTES} bytes of header of record {record}", f"{len(header)} bytes")
     if header[_LENGTH.size :] != _checksum(header[: _LENGTH.size]):
         _refuse(path, f"the checksum of record {record}'s length", "another")
     (length,) = _LENGTH.unpack_from(header)

@@ -83,7 +83,7 @@ def join_embeddings(shard: EmbeddingShardId, layout: Layout, thresholds: Thresho
         counts |= _prove_alignment(source, differences, thresholds)
         return Tally(rows=source.rows, counts=counts)
 
-    return publish(layout.embedding_join(shard), recipe, write)
+    return publish(layout.embedding_join(shard), recipe, write, reads=[layout.embeddings(shard)])
 
 
 def _join(

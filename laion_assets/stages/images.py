@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from laion_assets.download import Download, Progress, download
 from laion_assets.errors import PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats import parquet
+from laion_assets.formats.journal import open_journal
 from laion_assets.formats.publish import (
     Draft,
     Manifest,
@@ -89,6 +91,9 @@ def download_images(
 ) -> Manifest:
     """Download, resize and publish the pictures of one shard; every row of its samples gets an outcome.
 
+    What is finished is kept in a journal, so a run that is killed costs the pictures in flight (and, in a
+    power cut, the last 64): the next one with the same settings goes on, and the bytes are the same.
+
     Args:
         shard: the shard.
         layout: where the samples are and the images go.
@@ -99,7 +104,9 @@ def download_images(
 
     Raises:
         MissingInput: if the samples are not there yet.
+        CorruptInput: if they are not those that were published.
         PlanError: if files that img2dataset wrote are in the way.
+        TooManyOpenFiles: if the limit on open files is too low for the policy's ``concurrency``.
     """
     if is_placed(shard, layout):
         raise PlanError(
@@ -118,27 +125,27 @@ def download_images(
     def write(draft: Draft) -> Tally:
         rows = _read_samples(layout.samples(shard).only)
         asked = [index for index, reason in enumerate(rows["set_aside"].to_pylist()) if reason is None]
-        pictures = draft.scratch("pictures")
         urls = rows["url"].to_pylist()
-        found = download(
-            [urls[index] for index in asked],
-            pictures,
-            fetch_policy,
-            image_policy,
-            transport=transport,
-            progress=progress,
-        )
+        with open_journal(draft.journal, work=fingerprint(asdict(recipe))) as journal:
+            found = download(
+                [urls[index] for index in asked],
+                journal,
+                fetch_policy,
+                image_policy,
+                transport=transport,
+                progress=progress,
+            )
         outcomes = [_set_aside(reason) for reason in rows["set_aside"].to_pylist()]
         for index, outcome in zip(asked, found, strict=True):
             outcomes[index] = outcome
         table = _table(rows, outcomes)
         parquet.write_table(draft.path(layout.images_table(shard).name), table, IMAGES)
-        _write_tar(draft.path(layout.images_tar(shard).name), table, outcomes, pictures)
+        _write_tar(draft.path(layout.images_tar(shard).name), table, outcomes, journal.path)
         tally = _tally(outcomes)
         _write_stats(draft.path(layout.images_stats(shard).name), tally, outcomes)
         return tally
 
-    return publish(layout.images(shard), recipe, write)
+    return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)])
 
 
 def _read_samples(path: Path) -> pa.Table:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
 from laion_assets.formats import tfds
+from laion_assets.formats.durable import make_folder, sync_folder
 from laion_assets.formats.publish import (
     Draft,
     Manifest,
@@ -32,7 +33,6 @@ from laion_assets.formats.publish import (
     read_manifest,
     require,
     sha256_of,
-    sync_folder,
 )
 from laion_assets.layout import (
     DATASET_NAME,
@@ -176,7 +176,7 @@ class _Dataset:
         """Build the folder, point the link at it, and write the record."""
         link, builds = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
         before = link.readlink().name if link.is_symlink() else None
-        builds.mkdir(parents=True, exist_ok=True)
+        make_folder(builds)
         _remove(folder for folder in builds.iterdir() if folder.name != before and not _is_finished(folder))
         build = self._make_build(builds)
         record = self._record(build)

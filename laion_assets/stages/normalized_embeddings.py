@@ -40,7 +40,7 @@ def normalize_embeddings(shard: EmbeddingShardId, layout: Layout) -> Manifest:
         counts = _normalize(layout.embedding_join(shard).only, draft.path(table), draft.path(aside))
         return Tally(rows=counts["examples"], counts=counts)
 
-    return publish(layout.normalized_embeddings(shard), recipe, write)
+    return publish(layout.normalized_embeddings(shard), recipe, write, reads=[layout.embedding_join(shard)])
 
 
 def _normalize(path: Path, table: Path, aside: Path) -> dict[str, int]:

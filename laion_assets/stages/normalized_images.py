@@ -74,7 +74,7 @@ def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
         parquet.write_table(draft.path(aside), set_aside, ROWS_SET_ASIDE)
         return Tally(rows=examples.num_rows, counts=counts)
 
-    return publish(layout.normalized_images(shard), recipe, write)
+    return publish(layout.normalized_images(shard), recipe, write, reads=[layout.images(shard)])
 
 
 def _normalize(

@@ -54,7 +54,8 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
         counts = {"examples": written.records, "payload_bytes": written.payload_bytes}
         return Tally(rows=written.records, counts=counts)
 
-    return publish(layout.tfds_embeddings(shard), recipe, write)
+    reads = [layout.normalized_embeddings(shard), layout.embedding_join(shard)]
+    return publish(layout.tfds_embeddings(shard), recipe, write, reads=reads)
 
 
 def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[bytes]:

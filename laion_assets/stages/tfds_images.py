@@ -46,7 +46,8 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
         counts = {"examples": written.records, "payload_bytes": written.payload_bytes}
         return Tally(rows=written.records, counts=counts)
 
-    return publish(layout.tfds_images(shard), recipe, write)
+    reads = [layout.normalized_images(shard), layout.images(shard)]
+    return publish(layout.tfds_images(shard), recipe, write, reads=reads)
 
 
 def _examples(shard: ShardId, layout: Layout) -> Iterator[bytes]:

@@ -101,7 +101,7 @@ def test_an_interrupted_build_ends_and_leaves_nothing_half_done(build_all, tmp_p
     assert "Traceback" not in printed
     images = Layout(tmp_path / "data").images(ShardId(0))
     assert not images.manifest.exists()
-    assert not any(images.drafts.iterdir())
+    assert not images.draft.exists()
     _, done = build_all(SETTINGS + "total_timeout_s = 0.5\nattempts = 1\n")
     assert done.manifests["images", "00000"].counts["outcome:timeout"] == 5
 

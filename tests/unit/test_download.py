@@ -10,6 +10,7 @@ from PIL import Image
 from laion_assets.download import download
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
+from laion_assets.formats.journal import open_journal
 from laion_assets.image import ImagePolicy, check_and_resize
 from laion_assets.schema import Outcome, Status
 
@@ -21,6 +22,11 @@ IMAGE = ImagePolicy(size=64, workers=1)
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+
+def fetch(tmp_path, urls, *, work="", **options):
+    with open_journal(tmp_path / "journal", work=work) as journal:
+        return download(urls, journal, FETCH, IMAGE, **options)
 
 
 @pytest.fixture
@@ -51,8 +57,8 @@ def test_real_photographs_over_a_real_connection(tmp_path, serve):
     names = sorted(path.relative_to(PHOTOS) for path in PHOTOS.rglob("*") if path.is_file())
     base = serve(PHOTOS)
     urls = [f"{base}/{name}" for name in names]
-    found = download([*urls, f"{base}/gone.jpg"], tmp_path / "pictures", FETCH, IMAGE)
-    pictures = (tmp_path / "pictures").read_bytes()
+    found = fetch(tmp_path, [*urls, f"{base}/gone.jpg"])
+    pictures = (tmp_path / "journal").read_bytes()
     for name, one in zip(names, found[:-1], strict=True):
         body = (PHOTOS / name).read_bytes()
         assert one.body_bytes == len(body)
@@ -73,23 +79,22 @@ def test_the_order_is_that_of_the_urls(tmp_path):
         return respond(200, stream.getvalue())
 
     urls = [f"http://host.com/{number:02d}" for number in range(50)]
-    found = download(urls, tmp_path / "pictures", FETCH, IMAGE, transport=FakeTransport(handler))
+    found = fetch(tmp_path, urls, transport=FakeTransport(handler))
     assert [one.picture.original_width for one in found] == [20 + number for number in range(50)]
 
 
 def test_nothing_to_download_is_no_fault(tmp_path):
-    assert download([], tmp_path / "pictures", FETCH, IMAGE) == []
-    assert (tmp_path / "pictures").read_bytes() == b""
+    assert fetch(tmp_path, []) == []
 
 
 def test_no_descriptors_threads_or_processes_stay_behind(tmp_path, serve):
     (tmp_path / "web").mkdir()
     Image.new("RGB", (20, 20)).save(tmp_path / "web" / "a.png")
     base = serve(tmp_path / "web")
-    download([f"{base}/a.png"], tmp_path / "pictures", FETCH, IMAGE)
+    fetch(tmp_path, [f"{base}/a.png"])
     before = (count_descriptors(), children())
-    for _ in range(3):
-        found = download([f"{base}/a.png"] * 20, tmp_path / "pictures", FETCH, IMAGE)
+    for work in "abc":
+        found = fetch(tmp_path, [f"{base}/a.png"] * 20, work=work)
         assert {one.outcome for one in found} == {Outcome.SUCCESS}
     assert (count_descriptors(), children()) == before
 

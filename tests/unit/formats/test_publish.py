@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
+from laion_assets.formats.durable import write_durably
 from laion_assets.formats.publish import (
     Recipe,
     Tally,
@@ -15,7 +16,6 @@ from laion_assets.formats.publish import (
     require,
     verify,
     vouch,
-    write_durably,
 )
 from laion_assets.layout import Layout, ShardId
 
@@ -45,7 +45,7 @@ def test_what_is_published_is_whole_and_recorded(output):
     assert output.path("00003.parquet").read_bytes() == b"one"
     assert read_manifest(output) == manifest == verify(output)
     assert (manifest.rows, manifest.counts, manifest.bytes) == (2, {"a": 2, "b": 1}, 6)
-    assert not any(output.drafts.iterdir())
+    assert not output.draft.exists()
 
 
 def test_the_same_recipe_is_not_cooked_twice(output):
@@ -98,7 +98,7 @@ def test_a_writer_that_fails_leaves_nothing(output):
         publish(output, RECIPE, write)
     assert read_manifest(output) is None
     assert not output.path("00003.parquet").exists()
-    assert not any(output.drafts.iterdir())
+    assert not output.draft.exists()
     with pytest.raises(MissingInput, match="materialize normalized_images first"):
         require(output)
 

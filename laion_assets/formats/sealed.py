@@ -1,0 +1,43 @@
+"""JSON documents that carry their own checksum, so that a damaged one is never read as another.
+
+For small records that are read before anything else could vouch for them: manifests, the shard plan, what
+a source was checked from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+_SEAL: Final = "sha256_of_the_rest"
+
+
+def seal(document: Mapping[str, Any]) -> bytes:
+    """The document's file, readable by people; equal documents, equal bytes."""
+    sealed = {**document, _SEAL: _digest(document)}
+    return json.dumps(sealed, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Read what :func:`seal` wrote.
+
+    Raises:
+        ValueError: if it is no such document, or not the one that was sealed.
+    """
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 (for whoever reads it, it is one damage of many)
+    recorded = document.pop(_SEAL, None)
+    if recorded is None:
+        raise ValueError("no checksum of its own")
+    if recorded != _digest(document):
+        raise ValueError("another checksum than its own: it was changed or damaged")
+    return document
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    # Through JSON once more, since tuples become lists and keys become strings there.
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
