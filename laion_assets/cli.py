@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from laion_assets import __version__
-from laion_assets.errors import LaionAssetsError, MissingInput, SettingsError
+from laion_assets.errors import CorruptInput, LaionAssetsError, MissingInput, SettingsError
 from laion_assets.layout import ShardId
 from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
 
@@ -124,12 +126,10 @@ def build(
 
     settings = Settings.load(settings_file)
     request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
-    home = prepare_home(home_of(settings))
-    with (
-        open_instance(home) as instance,
-        showing_progress(lambda: pending(settings, instance, request), console) as watcher,
-    ):
-        done = run(settings, instance, request, watcher)
+    with open_instance(prepare_home(home_of(settings))) as instance:
+        _print_room(settings, pending(settings, instance, request))
+        with showing_progress(lambda: pending(settings, instance, request).total(), console) as watcher:
+            done = run(settings, instance, request, watcher)
     _complain_of(done)
     console.print(
         f"{len(done.manifests)} partitions built or found current, {len(done.failures)} failed, "
@@ -158,9 +158,18 @@ def status(settings_file: SettingsOption = None) -> int:
             ),
         )
     console.print(table)
+    _print_room(settings, {status.stage: status.failed + status.missing for status in statuses})
     if not any(status.done for status in statuses):
         console.print(_FIRST_STEPS, markup=False)
     return 0
+
+
+def _print_room(settings: Settings, missing: Mapping[str, int]) -> None:
+    from laion_assets.formats.durable import free_bytes
+    from laion_assets.space import estimate
+
+    needed, free = estimate(settings, missing), free_bytes(settings.data_root)
+    console.print(f"what is missing will take about {decimal(needed)}; {decimal(free)} are free")
 
 
 _FIRST_STEPS = (
@@ -212,6 +221,45 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     console.print(table)
     console.print(f"{ran} checks ran, {blocked} failed that block")
     return _FAILED if blocked else 0
+
+
+@app.command()
+def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) -> int:
+    """Read every published file and compare its checksum.
+
+    The exit code is 1 if a file is not the one that its manifest vouches for.
+    """
+    from laion_assets.formats import publish
+    from laion_assets.partitions import Axis
+    from laion_assets.pipeline import STAGES
+    from laion_assets.published import partitions_of
+
+    layout = Settings.load(settings_file).layout
+    asked = _range(shards)
+    table = Table("stage", "partitions", "files", "bytes", "damaged")
+    damaged: list[str] = []
+    for stage in STAGES:
+        keys = partitions_of(layout, stage.name)
+        if stage.axis is Axis.SHARD and asked is not None:
+            keys = tuple(key for key in keys if key in set(asked))
+        manifests = []
+        before = len(damaged)
+        for key in track(keys, stage.name, console=console, transient=True):
+            try:
+                manifests.append(publish.verify(stage.output(layout, key)))
+            except (CorruptInput, MissingInput) as error:
+                damaged.append(str(error))
+        counts = (
+            len(keys),
+            sum(len(manifest.files) for manifest in manifests),
+            sum(manifest.bytes for manifest in manifests),
+            len(damaged) - before,
+        )
+        table.add_row(stage.name, *(f"{count:,}" for count in counts))
+    console.print(table)
+    for message in damaged:
+        _complain(message, _FAILED)
+    return _FAILED if damaged else 0
 
 
 @app.command()

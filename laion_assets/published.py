@@ -62,6 +62,17 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     return tuple(sorted(keys, key=lambda key: (len(key), key)))
 
 
+def whole_partitions(layout: Layout, stage: str) -> frozenset[str]:
+    """Keys of a stage's partitions that have a manifest and every file, of whatever size.
+
+    One look at the folder, since tens of thousands of manifests take many seconds to read.
+    """
+    keys = partitions_of(layout, stage)
+    folder = sample_output(layout, stage).folder
+    names = {path.name for path in folder.iterdir()} if keys else set()
+    return frozenset(key for key in keys if names.issuperset(output_of(layout, stage, key).names))
+
+
 def manifests_of(layout: Layout, stage: str) -> dict[str, Manifest]:
     """Partition -> manifest of everything that a stage has published, ascending.
 

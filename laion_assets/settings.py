@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Rows of a shard; fixed once the plan exists."""
     batch_shards: int = Field(default=25, ge=1, le=1_000)
     """Shards that one Dagster run takes."""
+    check_space: bool = True
+    """Refuse to start what, as estimated, will not fit on the data root's disk."""
     raw: RawSettings = RawSettings()
     fetch: FetchPolicy = FetchPolicy()
     image: ImagePolicy = ImagePolicy()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Recipe, Tally, publish, read_manifest
+from laion_assets.formats.sealed import seal, unseal
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.quality.thresholds import Thresholds
@@ -196,9 +197,13 @@ class Root:
         """As :meth:`rewrite`, of a JSON document, changed in place."""
 
         def changed(path: Path) -> None:
-            document = json.loads(path.read_text())
+            data = path.read_bytes()
+            try:
+                document, write = unseal(data), seal
+            except ValueError:
+                document, write = json.loads(data), lambda changed: json.dumps(changed).encode()
             change(document)
-            path.write_text(json.dumps(document))
+            path.write_bytes(write(document))
 
         self.rewrite(output, name, changed)
 

@@ -1,5 +1,6 @@
 """Builds what is missing, through Dagster in this process, recorded where the UI shows it."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.errors import SettingsError
-from laion_assets.formats import publish
 from laion_assets.formats.durable import naming_storage_errors
 from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
@@ -28,8 +28,10 @@ from laion_assets.pipeline import (
     keys_of,
 )
 from laion_assets.plan import find_placed
+from laion_assets.published import whole_partitions
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
+from laion_assets.space import check_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +135,12 @@ def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, d
     _materialize(settings, instance, done, _published(found), {})
 
 
-def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) -> int:
-    """How many partitions a build has before it, as far as is known: the plan may add shards."""
-    published = _published(find_partitions(settings))
-    return len(published) + sum(
-        len(chain) * len(_missing(settings, instance, chain, request))
-        for chain in (PARTS, IMAGES, EMBEDDINGS, JOINED)
-    )
+def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) -> Counter[str]:
+    """Stage -> how many partitions a build has before it, as far as is known: the plan may add shards."""
+    counts = Counter(_published(find_partitions(settings)))
+    for chain in (PARTS, IMAGES, EMBEDDINGS, JOINED):
+        counts |= Counter(dict.fromkeys(chain, len(_missing(settings, instance, chain, request))))
+    return counts
 
 
 def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterator[list[str]]:
@@ -169,22 +170,19 @@ def _refuse_unknown(asked: Sequence[str] | None, every: Sequence[str]) -> None:
 def _missing(
     settings: Settings, instance: dg.DagsterInstance, chain: Sequence[str], request: Request
 ) -> set[str]:
-    """Partitions that were asked for and lack a manifest, or a record in Dagster, in one of the stages."""
+    """Partitions that were asked for and lack files, or a record in Dagster, in one of the stages."""
     stages = [STAGE_BY_NAME[name] for name in chain]
     asked = {Axis.SHARD: request.shards, Axis.EMBEDDING_SHARD: request.embedding_shards}.get(stages[0].axis)
     keys = set(keys_of(stages[0], find_partitions(settings)))
     keys = keys if asked is None else keys & set(asked)
     if request.again or not keys:
         return keys
-    recorded = {stage.name: instance.get_materialized_partitions(dg.AssetKey(stage.name)) for stage in stages}
-    return {
-        key
-        for key in keys
-        if any(
-            key not in recorded[stage.name] or publish.done(stage.output(settings.layout, key)) is None
-            for stage in stages
-        )
-    }
+    done = [
+        whole_partitions(settings.layout, stage.name)
+        & instance.get_materialized_partitions(dg.AssetKey(stage.name))
+        for stage in stages
+    ]
+    return keys.difference(frozenset.intersection(*done))
 
 
 def _materialize_missing(
@@ -196,6 +194,7 @@ def _materialize_missing(
 ) -> None:
     every = keys_of(STAGE_BY_NAME[chain[0]], find_partitions(settings))
     missing = _missing(settings, instance, chain, request)
+    check_room(settings, dict.fromkeys(chain, len(missing)))
     for batch in batches(every, missing, settings.batch_shards):
         _materialize(settings, instance, done, chain, range_tags(batch))
         # A bad shard ends its run for the whole batch; the others go on in runs without it.

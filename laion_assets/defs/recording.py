@@ -15,12 +15,13 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from laion_assets.defs.workers import end_with_parent
-from laion_assets.errors import LaionAssetsError
-from laion_assets.formats.publish import Manifest
+from laion_assets.errors import DiskFull, LaionAssetsError
+from laion_assets.formats.publish import Manifest, done
 from laion_assets.pipeline import Stage
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.quality.text import printable
 from laion_assets.settings import Settings
+from laion_assets.space import check_room
 
 # Why a partition is not there: its files are not right, or the disk, the folder or the limits are not.
 Refusal = LaionAssetsError | OSError
@@ -56,6 +57,13 @@ def materialize_partitions(
     end_with_parent()
     failures: dict[str, str] = {}
     seen = _latest_events(stage, context.instance)
+    undone = [key for key in context.partition_keys if done(stage.output(settings.layout, key)) is None]
+    try:
+        check_room(settings, {stage.name: len(undone)})
+    except DiskFull as error:
+        for key in undone:
+            watcher.partition_ended(stage, key, error)
+        raise dg.Failure(description=f"{stage.name}: {error}", allow_retries=False) from error
     for key in context.partition_keys:
         try:
             manifest = stage.run(settings, key)

@@ -49,7 +49,7 @@ def run_demo(folder: Path, console: Console) -> tuple[Build, bool]:
         home = prepare_home(settings.dagster_home)
         with (
             open_instance(home) as instance,
-            showing_progress(lambda: pending(settings, instance, Request()), console) as bar,
+            showing_progress(lambda: pending(settings, instance, Request()).total(), console) as bar,
         ):
             done = build(settings, instance, Request(), bar)
     if not done.went_well:

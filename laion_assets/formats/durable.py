@@ -95,7 +95,7 @@ def free_bytes(folder: Path) -> int:
 
 def _told_in_words(error: Exception) -> OSError:
     """The system's error that DuckDB or SQLite tell in words only; one without a number if there is none."""
-    words = {os.strerror(number): number for number in _MEANINGS} | _SQLITE_WORDS
+    words = {os.strerror(number): number for number in _MEANINGS} | dict(_SQLITE_WORDS)
     number = next((number for said, number in words.items() if said in str(error)), None)
     return OSError() if number is None else OSError(number, os.strerror(number))
 

@@ -265,7 +265,8 @@ def verify(output: Output) -> Manifest:
                 output.path(name),
                 expected=f"sha256 {record.sha256}",
                 found=found,
-                remedy=f"The file changed after it was published: delete {output.manifest} to make it again.",
+                remedy="The file changed after it was published: restore it, or delete "
+                f"{output.manifest} to have the partition made again.",
             )
     return manifest
 

@@ -16,7 +16,8 @@ _SEAL: Final = "sha256_of_the_rest"
 
 def seal(document: Mapping[str, Any]) -> bytes:
     """The document's file, readable by people; equal documents, equal bytes."""
-    sealed = {**document, _SEAL: _digest(document)}
+    # Through JSON first, where tuples become lists and keys become strings.
+    sealed = {**document, _SEAL: _digest(json.loads(json.dumps(document)))}
     return json.dumps(sealed, indent=1, sort_keys=True).encode() + b"\n"
 
 
@@ -38,6 +39,5 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    # Through JSON once more, since tuples become lists and keys become strings there.
-    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -122,3 +122,34 @@ def test_check_fails_on_a_damaged_shard(copy, tmp_path, run_cli):
     result = run_cli("check", "--settings", tmp_path / ".demo" / "laion.toml", cwd=tmp_path)
     assert result.returncode == 1
     assert "tfds_images" in result.stdout
+
+
+def test_verify_reads_everything_and_names_what_is_damaged(copy, tmp_path, run_cli):
+    settings = tmp_path / ".demo" / "laion.toml"
+    whole = run_cli("verify", "--settings", settings, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    for stage in STAGES:
+        assert stage.name in whole.stdout
+    target = copy.data_root / "images" / "00002.tar"
+    body = bytearray(target.read_bytes())
+    body[len(body) // 2] ^= 1
+    target.write_bytes(body)
+    (copy.data_root / "samples" / "00001.parquet").unlink()
+    result = run_cli("verify", "--settings", settings, cwd=tmp_path)
+    assert result.returncode == 1
+    assert re.search(r"images/00002\.tar: expected sha256 .*images/00002\.manifest\.json", result.stderr)
+    assert re.search(r"samples/00001\.parquet: expected \d+ bytes, found no file", result.stderr)
+    assert len(result.stderr.splitlines()) == 2
+    only = run_cli("verify", "--shards", "00003", "--settings", settings, cwd=tmp_path)
+    assert only.returncode == 0, only.stderr
+
+
+def test_a_file_that_was_deleted_is_made_again_by_the_next_build(copy, tmp_path, run_cli):
+    target = copy.data_root / "normalized_images" / "00002.parquet"
+    before = target.read_bytes()
+    target.unlink()
+    settings = tmp_path / ".demo" / "laion.toml"
+    result = run_cli("build", "--settings", settings, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert target.read_bytes() == before
+    assert re.search(r"what is missing will take about .*; .* are free", result.stdout)

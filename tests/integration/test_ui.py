@@ -1,18 +1,13 @@
 """The real webserver and daemon over the demo: its graph in a real browser, and a backfill."""
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from served_ui import address_of, answers, ask, backfill_status, free_port, launch_backfill, runs, start_ui
 
 from laion_assets.partitions import find_partitions
 from laion_assets.pipeline import STAGES
@@ -22,55 +17,27 @@ pytestmark = pytest.mark.slow
 
 # Where the picture goes that the README shows: LAION_SCREENSHOT=docs/graph.png
 _SCREENSHOT = os.environ.get("LAION_SCREENSHOT")
-_START_S = 90
 _BACKFILL_S = 120
 
 
 @pytest.fixture(scope="module")
 def ui(demo, tmp_path_factory):
     """Address of the UI that the command line serves over the demo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "laion_assets", "ui", "--port", str(port)]
-    command += ["--settings", str(demo / "laion.toml"), "--workspace", "workspace.yaml"]
-    log = tmp_path_factory.mktemp("ui") / "ui.log"
-    root = Path(__file__).resolve().parents[2]
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=root) as process:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            deadline = time.monotonic() + _START_S
-            while not _answers(address):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.5)
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-    assert not _answers(address), "the webserver outlived the command that started it"
-
-
-def _answers(address):
+    port = free_port()
+    process = start_ui(demo / "laion.toml", port, tmp_path_factory.mktemp("ui") / "ui.log")
     try:
-        with urllib.request.urlopen(f"{address}/server_info", timeout=2) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _ask(address, query, **variables):
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)["data"]
+        yield address_of(port)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    assert not answers(address_of(port)), "the webserver outlived the command that started it"
 
 
 def test_every_partition_is_there_and_fresh(ui):
     query = (
         "{ assetNodes { assetKey { path } staleStatus partitionStats { numMaterialized numPartitions } } }"
     )
-    nodes = {node["assetKey"]["path"][0]: node for node in _ask(ui, query)["assetNodes"]}
+    nodes = {node["assetKey"]["path"][0]: node for node in ask(ui, query)["assetNodes"]}
     assert set(nodes) == {stage.name for stage in STAGES}
     for name, node in nodes.items():
         assert node["staleStatus"] == "FRESH", name
@@ -87,7 +54,7 @@ def test_no_partition_is_stale(ui, demo):
     )
     for stage in STAGES:
         for partition in found.keys(stage.axis)[:2]:
-            node = _ask(ui, query, key={"path": [stage.name]}, partition=partition)["assetNodeOrError"]
+            node = ask(ui, query, key={"path": [stage.name]}, partition=partition)["assetNodeOrError"]
             assert node["staleStatus"] == "FRESH", (stage.name, partition, node)
 
 
@@ -115,27 +82,13 @@ def test_the_graph_is_drawn(ui, program, tmp_path):
 
 
 def test_a_backfill_takes_a_range_of_shards_in_one_run(ui):
-    chain = [{"path": [name]} for name in ("samples", "images", "normalized_images", "tfds_images")]
-    launched = _ask(
-        ui,
-        "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params)"
-        " { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
-        params={"assetSelection": chain, "partitionNames": ["00000", "00001", "00002"]},
-    )["launchPartitionBackfill"]
-    assert "backfillId" in launched, launched
-    query = (
-        "query($id: String!) { partitionBackfillOrError(backfillId: $id)"
-        " { ... on PartitionBackfill { status } } }"
-    )
+    chain = ["samples", "images", "normalized_images", "tfds_images"]
+    backfill = launch_backfill(ui, chain, ["00000", "00001", "00002"])
     deadline = time.monotonic() + _BACKFILL_S
     status = "REQUESTED"
     while status == "REQUESTED" and time.monotonic() < deadline:
         time.sleep(1)
-        status = _ask(ui, query, id=launched["backfillId"])["partitionBackfillOrError"]["status"]
+        status = backfill_status(ui, backfill)
     assert status == "COMPLETED_SUCCESS"
-    runs = _ask(
-        ui,
-        "query($filter: RunsFilter!) { runsOrError(filter: $filter) { ... on Runs { results { status } } } }",
-        filter={"tags": [{"key": "dagster/backfill", "value": launched["backfillId"]}]},
-    )["runsOrError"]["results"]
-    assert [run["status"] for run in runs] == ["SUCCESS"]
+    found = [run["status"] for run in runs(ui) if run["tags"].get("dagster/backfill") == backfill]
+    assert found == ["SUCCESS"]

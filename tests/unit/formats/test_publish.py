@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -5,11 +6,11 @@ import signal
 
 import pytest
 
-from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
-from laion_assets.formats.durable import write_durably
+from laion_assets.errors import CorruptInput, CorruptManifest, DiskFull, MissingInput, ShardBusy
 from laion_assets.formats.publish import (
     Recipe,
     Tally,
+    done,
     fingerprint,
     publish,
     read_manifest,
@@ -17,6 +18,7 @@ from laion_assets.formats.publish import (
     verify,
     vouch,
 )
+from laion_assets.formats.sealed import seal
 from laion_assets.layout import Layout, ShardId
 
 RECIPE = Recipe(code_version="1", settings="s", inputs={"samples": "v"})
@@ -154,10 +156,12 @@ def test_a_killed_writer_leaves_no_partition_and_no_lease(output):
     assert verify(output).bytes == 6
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "stage": 3}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"{}", seal({"format": 3}), seal({"format": 2, "stage": 3}), b'{"format": 2}']
+)
 def test_a_manifest_that_is_none_is_named_and_replaced(output, text):
     output.folder.mkdir(parents=True)
-    output.manifest.write_text(text)
+    output.manifest.write_bytes(text)
     with pytest.raises(CorruptManifest, match=r"00003\.manifest\.json"):
         read_manifest(output)
     publish(output, RECIPE, writer(b"one", b"two"))
@@ -188,9 +192,104 @@ def test_fingerprint_depends_on_values_and_not_on_order():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
 
 
-def test_a_durable_write_replaces_and_leaves_no_draft(tmp_path):
-    path = tmp_path / "plan.json"
-    write_durably(path, b"old")
-    write_durably(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_manifest_of_another_partition_vouches_for_nothing(output, tmp_path):
+    other = Layout(tmp_path).normalized_images(ShardId(4))
+    publish(output, RECIPE, writer(b"one", b"two"))
+    other.manifest.write_bytes(output.manifest.read_bytes())
+    with pytest.raises(CorruptManifest, match="of normalized_images 00003"):
+        read_manifest(other)
+
+
+def test_a_changed_byte_of_a_manifest_is_refused(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+    whole = output.manifest.read_bytes()
+    at = whole.index(b'"rows": 2') + 8
+    output.manifest.write_bytes(whole[:at] + b"3" + whole[at + 1 :])
+    with pytest.raises(CorruptManifest, match="another checksum"):
+        read_manifest(output)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A published input, and a recipe that follows from it."""
+    source = Layout(tmp_path).samples(ShardId(3))
+    manifest = publish(source, RECIPE, lambda draft: (draft.only.write_bytes(b"in"), Tally(rows=1))[1])
+    return source, Recipe(code_version="1", inputs={"samples": manifest.data_version})
+
+
+def test_nothing_is_made_of_an_input_that_changed(output, source):
+    read, recipe = source
+    read.only.write_bytes(b"IN")
+    with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected sha256"):
+        publish(output, recipe, writer(b"one", b"two"), reads=[read])
+    assert done(output) is None
+    assert not output.draft.exists()
+
+
+def test_an_input_is_not_replaced_while_it_is_read_but_may_be_read_by_others(output, source):
+    read, recipe = source
+    again = Recipe(code_version="2")
+
+    def write(draft):
+        with pytest.raises(ShardBusy, match="samples 00003 is being written or read"):
+            publish(read, again, lambda draft: pytest.fail("written under a reader"))
+        # What is there already may be asked for meanwhile, and read.
+        assert publish(read, RECIPE, lambda draft: pytest.fail("made again")) == read_manifest(read)
+        other = Layout(output.folder.parent).images(ShardId(3))
+        publish(other, recipe, lambda draft: write_all(other, draft), reads=[read])
+        return write_all(output, draft)
+
+    publish(output, recipe, write, reads=[read])
+    assert verify(output).rows == 0
+
+
+def write_all(output, draft):
+    for name in output.names:
+        draft.path(name).write_bytes(b"x")
+    return Tally(rows=0)
+
+
+def test_an_input_that_was_made_again_meanwhile_is_noticed(output, source):
+    read, recipe = source
+    publish(read, Recipe(code_version="2"), lambda draft: (draft.only.write_bytes(b"new"), Tally(rows=1))[1])
+    with pytest.raises(ShardBusy, match="made again just now"):
+        publish(output, recipe, writer(b"one", b"two"), reads=[read])
+
+
+def test_a_journal_outlives_a_run_that_fails_and_no_other(output):
+    def fail(draft):
+        draft.journal.write_bytes(b"so far")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        publish(output, RECIPE, fail)
+    assert output.journal.read_bytes() == b"so far"
+    publish(output, RECIPE, writer(b"one", b"two"))
+    assert not output.journal.exists()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(output):
+    output.draft.mkdir(parents=True)
+    (output.draft / "half").write_bytes(b"x")
+    publish(output, RECIPE, writer(b"one", b"two"))
+    assert not output.draft.exists()
+    # Killed after it had published: nothing is left to do but this.
+    output.draft.mkdir(parents=True)
+    output.journal.parent.mkdir()
+    output.journal.write_bytes(b"x")
+    publish(output, RECIPE, lambda draft: pytest.fail("made again"))
+    assert not output.draft.exists()
+    assert not output.journal.exists()
+
+
+def test_the_old_partition_stays_until_the_new_one_is_whole(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+
+    def write(draft):
+        write_all(output, draft)
+        assert verify(output).recipe == RECIPE
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DiskFull, match="normalized_images 00003: the disk of"):
+        publish(output, Recipe(code_version="2"), write)
+    assert verify(output).recipe == RECIPE

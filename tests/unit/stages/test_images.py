@@ -16,7 +16,7 @@ from PIL import Image
 from laion_assets.errors import CorruptParquet, CorruptTar, MisalignedShard, MissingInput, PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
-from laion_assets.formats import parquet
+from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.publish import Recipe, Tally, read_manifest, verify, vouch
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.image import ImagePolicy, check_and_resize
@@ -344,6 +344,102 @@ def test_a_fault_of_ours_stops_the_shard_and_leaves_nothing(tmp_path):
         run(layout, web({7: ZeroDivisionError()}))
     assert not layout.images(SHARD).draft.exists()
     assert not layout.images_tar(SHARD).exists()
+
+
+# -- going on ---------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(answers, special=None):
+    """A web behind which the process is killed once it has given so many answers."""
+    inner = web(special)
+    given = []
+
+    async def handler(url):
+        if len(given) >= answers:
+            raise Killed
+        await asyncio.sleep(0.001)
+        given.append(url)
+        return await inner.get(url, wants_body=lambda _: True, admit_large=None)
+
+    return FakeTransport(handler, FETCH)
+
+
+@pytest.mark.parametrize("answers", [0, 1, 20, 50])
+def test_a_download_that_ended_half_way_is_gone_on_with_and_comes_to_the_same_bytes(tmp_path, answers):
+    rows = [sample(number) for number in range(60)]
+    whole = lay_samples(tmp_path / "whole", rows)
+    run(whole, web(SPECIAL))
+    layout = lay_samples(tmp_path / "killed", rows)
+    with pytest.raises(Killed):
+        run(layout, killed_after(answers, SPECIAL))
+    journal = layout.images(SHARD).journal
+    finished = {
+        json.loads(payload.split(b"\n", 1)[0]).get("index") for payload in tfrecord.read_records(journal)
+    } - {None}
+    again = web(SPECIAL)
+    counted = []
+    run(layout, again, progress=lambda done, total: counted.append((done, total)))
+    missing = sorted(set(range(60)) - finished)
+    assert sorted(set(again.asked)) == sorted(rows[number]["url"] for number in missing)
+    assert len(finished) >= answers - FETCH.concurrency
+    assert counted[0][0] >= len(finished)
+    assert counted[-1] == (60, 60)
+    assert not journal.exists()
+    for name in layout.images(SHARD).names:
+        assert layout.images(SHARD).path(name).read_bytes() == whole.images(SHARD).path(name).read_bytes()
+
+
+def test_what_was_downloaded_under_other_settings_is_not_gone_on_with(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(30)])
+    with pytest.raises(Killed):
+        run(layout, killed_after(20))
+    again = web()
+    run(layout, again, image=ImagePolicy(size=16, workers=1))
+    assert len(again.asked) == 30
+    assert {row["height"] for row in rows_of(layout)} == {16}
+
+
+def test_limits_of_time_and_number_may_change_under_a_journal(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(30)])
+    with pytest.raises(Killed):
+        run(layout, killed_after(20))
+    again = web()
+    run(layout, again, FETCH.model_copy(update={"concurrency": 2, "total_timeout_s": 60}))
+    assert len(again.asked) < 30
+
+
+def test_a_damaged_journal_costs_downloads_and_nothing_else(tmp_path):
+    rows = [sample(number) for number in range(30)]
+    whole = lay_samples(tmp_path / "whole", rows)
+    run(whole, web())
+    layout = lay_samples(tmp_path / "killed", rows)
+    with pytest.raises(Killed):
+        run(layout, killed_after(20))
+    journal = layout.images(SHARD).journal
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    again = web()
+    run(layout, again)
+    assert 10 < len(again.asked) < 30
+    for name in layout.images(SHARD).names:
+        assert layout.images(SHARD).path(name).read_bytes() == whole.images(SHARD).path(name).read_bytes()
+
+
+def test_a_whole_journal_asks_the_web_for_nothing(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(10)])
+    # Everything is downloaded, and then the tar cannot be put in place.
+    layout.images_tar(SHARD).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        run(layout, web())
+    layout.images_tar(SHARD).rmdir()
+    transport = web()
+    assert run(layout, transport).counts["success"] == 10
+    assert transport.asked == []
 
 
 def test_samples_come_first(tmp_path):

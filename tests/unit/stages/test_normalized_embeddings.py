@@ -6,6 +6,7 @@ import pytest
 from embedding_inputs import cosines_of, metadata, pairs, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spoiling import vouch_anew
 
 from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput
 from laion_assets.formats import parquet
@@ -170,6 +171,9 @@ def test_a_joined_table_that_changed_is_refused(tmp_path):
     # Of the same size, so that only what is in it can tell.
     for start in (bytes(8), b"PAR1"):
         path.write_bytes(start.ljust(len(whole), b"\0"))
+        with pytest.raises(CorruptInput, match="sha256"):
+            normalize_embeddings(SHARD, layout)
+        vouch_anew(layout.embedding_join(SHARD))
         with pytest.raises(CorruptParquet):
             normalize_embeddings(SHARD, layout)
 
@@ -184,6 +188,9 @@ def test_every_changed_byte_of_the_metadata_is_refused_or_changes_nothing(tmp_pa
     for at in np.random.default_rng(0).integers(4, len(whole), 150).tolist():
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         layout.normalized_embeddings(SHARD).manifest.unlink(missing_ok=True)
+        with pytest.raises(CorruptInput, match="sha256"):
+            normalize_embeddings(SHARD, layout)
+        vouch_anew(layout.embedding_join(SHARD))
         try:
             normalize_embeddings(SHARD, layout)
         except CorruptParquet:
@@ -191,4 +198,6 @@ def test_every_changed_byte_of_the_metadata_is_refused_or_changes_nothing(tmp_pa
         else:
             found = parquet.read_table(layout.normalized_embeddings_table(SHARD), NORMALIZED_EMBEDDINGS)
             assert found.equals(expected)
+        path.write_bytes(whole)
+        vouch_anew(layout.embedding_join(SHARD))
     assert refused > 30

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from spoiling import vouch_anew
 from tensorflow_datasets.proto import tf_example_pb2
 from tfds_inputs import Row, picture, write_image_inputs
 
@@ -95,6 +96,9 @@ def test_another_picture_in_the_tar_is_refused(layout: Layout) -> None:
     at = body.index(rows[1].picture)
     body[at + len(rows[1].picture) // 2] ^= 1
     tar.write_bytes(body)
+    with pytest.raises(CorruptInput, match=r"00003\.tar: expected sha256"):
+        write_tfds_images(_SHARD, layout)
+    vouch_anew(layout.images(_SHARD))
     with pytest.raises(CorruptTar, match=r"00003\.tar: expected the picture of key 000030001 to have sha256"):
         write_tfds_images(_SHARD, layout)
     assert not layout.tfds_images(_SHARD).manifest.exists()
@@ -182,6 +186,7 @@ def test_a_table_of_other_columns_is_refused(layout: Layout) -> None:
     path = layout.normalized_table(_SHARD)
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b"PAR1", b"PAR2"))
+    vouch_anew(layout.normalized_images(_SHARD))
     with pytest.raises(CorruptParquet):
         write_tfds_images(_SHARD, layout)
 

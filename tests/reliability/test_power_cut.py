@@ -1,0 +1,223 @@
+"""The real webserver, daemon and code server over downloads in progress: killed, doubled, terminated."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from served_ui import address_of, ask, backfill_status, free_port, launch_backfill, runs, start_ui
+
+from laion_assets.demo.pictures import Encoding, Picture
+from laion_assets.demo.scenes import Scene
+from laion_assets.demo.web import DemoWeb, Fault
+from laion_assets.formats.publish import done, verify
+from laion_assets.formats.tfrecord import read_records
+from laion_assets.layout import Layout, ShardId
+from laion_assets.pipeline import IMAGES
+from laion_assets.schema import RAW
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROWS_PER_SHARD = 40
+SHARDS = 4
+SETTINGS = f"""\
+data_root = "data"
+dagster_home = "dagster_home"
+rows_per_shard = {ROWS_PER_SHARD}
+batch_shards = 1
+[raw]
+source = "raw"
+[fetch]
+allow_loopback = true
+per_domain_concurrency = 1
+"""
+# Long enough for a machine that does other things too; what it took is printed.
+PATIENCE_S = 240
+
+
+class Stack:
+    """The whole of ``laion-assets ui`` over one folder, which can be killed and started again."""
+
+    def __init__(self, folder: Path, web: DemoWeb) -> None:
+        self.folder = folder
+        self.web = web
+        self.layout = Layout(folder / "data")
+        self.port = free_port()
+        self.address = address_of(self.port)
+
+    def start(self):
+        self.process = start_ui(self.folder / "laion.toml", self.port, self.folder / "ui.log")
+
+    def kill(self):
+        """As a power cut: every process at once, without a word."""
+        family = descendants(self.process.pid)
+        for pid in (self.process.pid, *family):
+            os.kill(pid, signal.SIGSTOP)  # so that none sees another die
+        for pid in (self.process.pid, *family):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+    def wait(self, condition, what):
+        """Seconds until something holds."""
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < PATIENCE_S, (
+                what,
+                (self.folder / "ui.log").read_text()[-5000:],
+            )
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+    def asked(self, shard):
+        """How often each picture of a shard was asked for."""
+        return {path: self.web.requests[path] for path in paths_of(self.folder, shard)}
+
+    def journaled(self, shard):
+        """How many outcomes a shard's journal holds."""
+        path = self.layout.images(ShardId(shard)).journal
+        return sum(1 for _ in read_records(path)) - 1 if path.exists() else 0
+
+
+def descendants(pid):
+    """Every process that a process has started, and theirs."""
+    parents = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parents[int(path.name)] = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def picture(row):
+    scenes = list(Scene.every())
+    scene = scenes[(7 * row) % len(scenes)]
+    return Picture(scene=scene, seed=row, width=120, height=100, encoding=Encoding.JPEG)
+
+
+def paths_of(folder, shard):
+    rows = pq.read_table(folder / "raw" / "part-0.parquet").slice(shard * ROWS_PER_SHARD, ROWS_PER_SHARD)
+    return ["/" + url.split("/", 3)[3] for url in rows["URL"].to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stack")
+    with DemoWeb() as web:
+        rows = [
+            {
+                "URL": web.url_for(Fault.SLOW, picture(row)),
+                "TEXT": picture(row).scene.caption,
+                "similarity": 0.3,
+            }
+            for row in range(SHARDS * ROWS_PER_SHARD)
+        ]
+        (folder / "raw").mkdir()
+        pq.write_table(pa.Table.from_pylist(rows, schema=RAW), folder / "raw" / "part-0.parquet")
+        (folder / "laion.toml").write_text(SETTINGS)
+        plan(folder)
+        stack = Stack(folder, web)
+        stack.start()
+        yield stack
+        stack.stop()
+
+
+def plan(folder):
+    """Read the part and plan its shards, so that the code location knows its partitions."""
+    from laion_assets.pipeline import STAGE_BY_NAME
+    from laion_assets.settings import Settings
+
+    settings = Settings.load(folder / "laion.toml")
+    STAGE_BY_NAME["raw_metadata"].run(settings, "part-0")
+    STAGE_BY_NAME["shard_plan"].run(settings, "shard_plan")
+
+
+def test_after_a_power_cut_orphaned_runs_fail_and_their_retries_finish(stack):
+    backfill = launch_backfill(stack.address, list(IMAGES), ["00000", "00001"])
+    stack.wait(lambda: min(stack.journaled(0), stack.journaled(1)) >= 10, "downloads under way")
+    stack.kill()
+    kept = {shard: stack.journaled(shard) for shard in (0, 1)}
+    before = {shard: stack.asked(shard) for shard in (0, 1)}
+    assert all(done(stack.layout.images(ShardId(shard))) is None for shard in (0, 1))
+
+    restarted = time.monotonic()
+    stack.start()
+    up = time.monotonic() - restarted
+    orphans = {run["runId"] for run in runs(stack.address) if run["status"] in ("STARTED", "FAILURE")}
+    assert len(orphans) == 2
+
+    def statuses():
+        return {run["runId"]: run["status"] for run in runs(stack.address)}
+
+    stack.wait(lambda: {statuses()[run] for run in orphans} == {"FAILURE"}, "orphans failed")
+    failed = time.monotonic() - restarted
+    outputs = [stack.layout.tfds_images(ShardId(shard)) for shard in (0, 1)]
+    stack.wait(lambda: all(done(output) is not None for output in outputs), "shards done")
+    finished = time.monotonic() - restarted
+    stack.wait(lambda: backfill_status(stack.address, backfill) == "COMPLETED_SUCCESS", "backfill done")
+    print(
+        f"\npower cut: UI up {up:.1f} s after the restart, orphaned runs failed after {failed:.1f} s, shards "
+        f"finished after {finished:.1f} s"
+    )
+
+    for shard in (0, 1):
+        for output in (stack.layout.images(ShardId(shard)), stack.layout.tfds_images(ShardId(shard))):
+            assert verify(output).rows == ROWS_PER_SHARD
+        again = sum(stack.asked(shard)[path] - count for path, count in before[shard].items() if count)
+        # What the journal had was not asked for again: only what was in flight, one URL at a time here.
+        assert kept[shard] >= 10
+        assert again <= sum(before[shard].values()) - kept[shard] <= 2
+    assert not any(run["status"] in ("STARTED", "STARTING", "QUEUED") for run in runs(stack.address))
+
+
+def test_one_partition_launched_twice_is_run_once(stack):
+    first, second = (launch_backfill(stack.address, list(IMAGES), ["00002"]) for _ in range(2))
+    for backfill in (first, second):
+        stack.wait(
+            lambda backfill=backfill: backfill_status(stack.address, backfill) == "COMPLETED_SUCCESS",
+            backfill,
+        )
+    assert set(stack.asked(2).values()) == {1}
+    ended = [run for run in runs(stack.address) if run["tags"].get("dagster/backfill") in (first, second)]
+    (early, late) = sorted(ended, key=lambda run: run["startTime"])
+    assert early["status"] == late["status"] == "SUCCESS"
+    assert early["endTime"] <= late["startTime"], "the two ran side by side"
+
+
+def test_terminate_ends_a_run_and_keeps_its_journal(stack):
+    launch_backfill(stack.address, list(IMAGES), ["00003"])
+    stack.wait(lambda: stack.journaled(3) >= 10, "download under way")
+    (run,) = (run["runId"] for run in runs(stack.address) if run["status"] == "STARTED")
+    ask(
+        stack.address,
+        "mutation($id: String!) { terminateRun(runId: $id)"
+        " { __typename ... on TerminateRunFailure { message } } }",
+        id=run,
+    )
+
+    def status():
+        return next(found["status"] for found in runs(stack.address) if found["runId"] == run)
+
+    seconds = stack.wait(lambda: status() == "CANCELED", "run ended")
+    print(f"\nterminate: the run ended after {seconds:.1f} s")
+    kept, before = stack.journaled(3), stack.asked(3)
+    assert 10 <= kept < ROWS_PER_SHARD
+    time.sleep(1)
+    assert stack.asked(3) == before, "the run's process went on"
+
+    again = launch_backfill(stack.address, list(IMAGES), ["00003"])
+    stack.wait(lambda: backfill_status(stack.address, again) == "COMPLETED_SUCCESS", "finished")
+    assert verify(stack.layout.tfds_images(ShardId(3))).rows == ROWS_PER_SHARD
+    assert sum(stack.asked(3).values()) <= ROWS_PER_SHARD + sum(before.values()) - kept

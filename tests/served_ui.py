@@ -1,0 +1,93 @@
+"""Dagster's webserver, daemon and code server as the command line serves them, and its GraphQL."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 90
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start_ui(settings_file: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start ``laion-assets ui`` in a session of its own, and wait until it answers."""
+    command = [sys.executable, "-m", "laion_assets", "ui", "--port", str(port)]
+    command += ["--settings", str(settings_file), "--workspace", "workspace.yaml"]
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + START_S
+    while not answers(address_of(port)):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    return process
+
+
+def address_of(port: int) -> str:
+    """Where the UI is."""
+    return f"http://127.0.0.1:{port}"
+
+
+def answers(address: str) -> bool:
+    """Whether the webserver is up."""
+    try:
+        with urllib.request.urlopen(f"{address}/server_info", timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def ask(address: str, query: str, **variables: Any) -> Any:
+    """Answer to a GraphQL query or mutation."""
+    body = json.dumps({"query": query, "variables": variables}).encode()
+    request = urllib.request.Request(f"{address}/graphql", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        answer = json.load(response)
+    assert "errors" not in answer, answer["errors"]
+    return answer["data"]
+
+
+def launch_backfill(address: str, stages: list[str], partitions: list[str]) -> str:
+    """Launch a backfill as the UI does; its id."""
+    launched = ask(
+        address,
+        "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params)"
+        " { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+        params={"assetSelection": [{"path": [name]} for name in stages], "partitionNames": partitions},
+    )["launchPartitionBackfill"]
+    assert "backfillId" in launched, launched
+    return str(launched["backfillId"])
+
+
+def backfill_status(address: str, backfill: str) -> str:
+    """Status of a backfill, in Dagster's words."""
+    query = (
+        "query($id: String!) { partitionBackfillOrError(backfillId: $id)"
+        " { ... on PartitionBackfill { status } } }"
+    )
+    return str(ask(address, query, id=backfill)["partitionBackfillOrError"]["status"])
+
+
+def runs(address: str) -> list[dict[str, Any]]:
+    """Every run, newest first: id, status, tags."""
+    query = (
+        "{ runsOrError { ... on Runs { results { runId status startTime endTime tags { key value } } } } }"
+    )
+    return [
+        {**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}}
+        for run in ask(address, query)["runsOrError"]["results"]
+    ]
