@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   format, lint, types, tests
 # make ui      Dagster's UI on 127.0.0.1
+# make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
 # The first of these that is a Python this project runs on.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow lock clean
+.PHONY: demo test check ui slow crash-test crash-test-long lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -26,6 +27,13 @@ test: $(VENV)/dev
 
 slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
+
+# Some minutes, and some hours; both print their figures.
+crash-test: $(VENV)/dev
+	$(BIN)/python -m pytest -m "slow or not slow" -s tests/reliability
+
+crash-test-long: $(VENV)/dev
+	LAION_LONG=1 $(BIN)/python -m pytest -m "slow or not slow" -s --timeout 14400 tests/reliability
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from laion_assets.keys import sample_key
 from laion_assets.layout import Layout, ShardId
 
 _PLAN_FORMAT: Final = 2
+_READ_FORMATS: Final = (1, _PLAN_FORMAT)
 _IMAGE_TABLE: Final = re.compile(r"([0-9]{5,9})\.parquet")
 
 
@@ -158,7 +159,7 @@ class ShardPlan:
         except ValueError as error:
             raise _corrupt(layout, error) from error
         try:
-            if document.pop("format") != _PLAN_FORMAT:
+            if document.pop("format") not in _READ_FORMATS:
                 raise ValueError("another format")
             entries = tuple(PlanEntry(**entry) for entry in document["entries"])
             return cls(

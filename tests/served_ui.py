@@ -73,6 +73,26 @@ def launch_backfill(address: str, stages: list[str], partitions: list[str]) -> s
     return str(launched["backfillId"])
 
 
+def launch_run(address: str, job: str, partition: str) -> str:
+    """Launch a job over one partition as the UI does; the run's id."""
+    launched = ask(
+        address,
+        "mutation($params: ExecutionParams!) { launchRun(executionParams: $params)"
+        " { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }",
+        params={
+            "selector": {
+                "repositoryLocationName": "laion_assets",
+                "repositoryName": "__repository__",
+                "jobName": job,
+            },
+            "runConfigData": {},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
+        },
+    )["launchRun"]
+    assert "run" in launched, launched
+    return str(launched["run"]["runId"])
+
+
 def backfill_status(address: str, backfill: str) -> str:
     """Status of a backfill, in Dagster's words."""
     query = (

@@ -216,7 +216,8 @@ def _materialize(
         cast("list[dg.AssetsDefinition]", [*(definitions.assets or ()), *(definitions.asset_checks or ())]),
         selection=dg.AssetSelection.assets(*names),
         instance=instance,
-        tags={**tags, BUILD_TAG: done.name},
+        # Nobody but this build can go on with its runs.
+        tags={**tags, BUILD_TAG: done.name, "dagster/max_retries": "0"},
         # Failures are in `done` and in the instance; a traceback of each would only bury them.
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},

@@ -32,6 +32,7 @@ from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import Output
 
 _MANIFEST_FORMAT: Final = 2
+_READ_FORMATS: Final = (1, _MANIFEST_FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,7 +384,7 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
 
 
 def _parse(document: dict[str, Any], output: Output) -> Manifest:
-    if document["format"] != _MANIFEST_FORMAT:
+    if document["format"] not in _READ_FORMATS:
         raise ValueError(f"format {document['format']!r}")
     if (document["stage"], document["partition"]) != (output.stage, output.partition):
         raise ValueError(f"the manifest of {document['stage']} {document['partition']}")

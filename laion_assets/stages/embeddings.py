@@ -26,7 +26,7 @@ from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.vectors import as_float16, is_bad, norms, rows_at_a_time
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 # The two layouts in the wild, folders of image vectors, text vectors and metadata: what clip-retrieval's
 # inference writes, and how the LAION-400M release was uploaded.

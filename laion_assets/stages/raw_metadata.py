@@ -25,7 +25,7 @@ from laion_assets.layout import Layout
 from laion_assets.raw_source import RawSource, without_secrets
 from laion_assets.schema import RAW, SOURCE_SCHEMAS, SourceSchema
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 _REQUIRED: Final = ("URL", "TEXT")
 _BATCH_ROWS: Final = 65_536

@@ -8,7 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from served_ui import address_of, ask, backfill_status, free_port, launch_backfill, runs, start_ui
+from served_ui import (
+    address_of,
+    ask,
+    backfill_status,
+    free_port,
+    launch_backfill,
+    launch_run,
+    runs,
+    start_ui,
+)
 
 from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
@@ -22,7 +31,7 @@ from laion_assets.schema import RAW
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROWS_PER_SHARD = 40
-SHARDS = 4
+SHARDS = 5
 SETTINGS = f"""\
 data_root = "data"
 dagster_home = "dagster_home"
@@ -79,6 +88,15 @@ class Stack:
         """How often each picture of a shard was asked for."""
         return {path: self.web.requests[path] for path in paths_of(self.folder, shard)}
 
+    def run(self, run_id):
+        """A run by its id."""
+        return next(run for run in runs(self.address) if run["runId"] == run_id)
+
+    def writers(self, shard):
+        """Processes that have a shard's journal open."""
+        journal = str(self.layout.images(ShardId(shard)).journal)
+        return [pid for pid in descendants(self.process.pid) if journal in open_files(pid)]
+
     def journaled(self, shard):
         """How many outcomes a shard's journal holds."""
         path = self.layout.images(ShardId(shard)).journal
@@ -99,6 +117,13 @@ def descendants(pid):
         new = {child for child, parent in parents.items() if parent in new} - found
         found |= new
     return found
+
+
+def open_files(pid):
+    try:
+        return {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
 
 
 def picture(row):
@@ -158,10 +183,7 @@ def test_after_a_power_cut_orphaned_runs_fail_and_their_retries_finish(stack):
     orphans = {run["runId"] for run in runs(stack.address) if run["status"] in ("STARTED", "FAILURE")}
     assert len(orphans) == 2
 
-    def statuses():
-        return {run["runId"]: run["status"] for run in runs(stack.address)}
-
-    stack.wait(lambda: {statuses()[run] for run in orphans} == {"FAILURE"}, "orphans failed")
+    stack.wait(lambda: {stack.run(run)["status"] for run in orphans} == {"FAILURE"}, "orphans failed")
     failed = time.monotonic() - restarted
     outputs = [stack.layout.tfds_images(ShardId(shard)) for shard in (0, 1)]
     stack.wait(lambda: all(done(output) is not None for output in outputs), "shards done")
@@ -183,41 +205,45 @@ def test_after_a_power_cut_orphaned_runs_fail_and_their_retries_finish(stack):
 
 
 def test_one_partition_launched_twice_is_run_once(stack):
-    first, second = (launch_backfill(stack.address, list(IMAGES), ["00002"]) for _ in range(2))
-    for backfill in (first, second):
-        stack.wait(
-            lambda backfill=backfill: backfill_status(stack.address, backfill) == "COMPLETED_SUCCESS",
-            backfill,
-        )
+    both = [launch_run(stack.address, "build_shards", "00002") for _ in range(2)]
+    stack.wait(lambda: {stack.run(run)["status"] for run in both} == {"SUCCESS"}, "both runs")
     assert set(stack.asked(2).values()) == {1}
-    ended = [run for run in runs(stack.address) if run["tags"].get("dagster/backfill") in (first, second)]
-    (early, late) = sorted(ended, key=lambda run: run["startTime"])
-    assert early["status"] == late["status"] == "SUCCESS"
+    early, late = sorted(map(stack.run, both), key=lambda run: run["startTime"])
     assert early["endTime"] <= late["startTime"], "the two ran side by side"
 
 
 def test_terminate_ends_a_run_and_keeps_its_journal(stack):
-    launch_backfill(stack.address, list(IMAGES), ["00003"])
+    run = launch_run(stack.address, "build_shards", "00003")
     stack.wait(lambda: stack.journaled(3) >= 10, "download under way")
-    (run,) = (run["runId"] for run in runs(stack.address) if run["status"] == "STARTED")
     ask(
         stack.address,
         "mutation($id: String!) { terminateRun(runId: $id)"
         " { __typename ... on TerminateRunFailure { message } } }",
         id=run,
     )
-
-    def status():
-        return next(found["status"] for found in runs(stack.address) if found["runId"] == run)
-
-    seconds = stack.wait(lambda: status() == "CANCELED", "run ended")
+    seconds = stack.wait(lambda: stack.run(run)["status"] == "CANCELED", "run ended")
     print(f"\nterminate: the run ended after {seconds:.1f} s")
     kept, before = stack.journaled(3), stack.asked(3)
     assert 10 <= kept < ROWS_PER_SHARD
     time.sleep(1)
     assert stack.asked(3) == before, "the run's process went on"
 
-    again = launch_backfill(stack.address, list(IMAGES), ["00003"])
-    stack.wait(lambda: backfill_status(stack.address, again) == "COMPLETED_SUCCESS", "finished")
+    again = launch_run(stack.address, "build_shards", "00003")
+    stack.wait(lambda: stack.run(again)["status"] == "SUCCESS", "finished")
     assert verify(stack.layout.tfds_images(ShardId(3))).rows == ROWS_PER_SHARD
     assert sum(stack.asked(3).values()) <= ROWS_PER_SHARD + sum(before.values()) - kept
+
+
+def test_a_run_whose_process_is_killed_is_retried_and_goes_on(stack):
+    run = launch_run(stack.address, "build_shards", "00004")
+    stack.wait(lambda: stack.journaled(4) >= 10, "download under way")
+    (worker,) = stack.writers(4)
+    os.kill(worker, signal.SIGKILL)
+    kept, before = stack.journaled(4), stack.asked(4)
+    seconds = stack.wait(lambda: stack.run(run)["status"] == "FAILURE", "run failed")
+    print(f"\nkilled worker: its run failed after {seconds:.1f} s")
+    stack.wait(lambda: done(stack.layout.tfds_images(ShardId(4))) is not None, "retry finished")
+    assert verify(stack.layout.tfds_images(ShardId(4))).rows == ROWS_PER_SHARD
+    assert sum(stack.asked(4).values()) <= ROWS_PER_SHARD + sum(before.values()) - kept
+    retries = [found for found in runs(stack.address) if found["tags"].get("dagster/parent_run_id") == run]
+    assert len(retries) == 1

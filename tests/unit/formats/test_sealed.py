@@ -34,8 +34,13 @@ def test_a_changed_byte_is_refused_or_changes_nothing(document, data):
     assert found == document
 
 
+def test_what_was_written_before_there_were_seals_is_read():
+    assert unseal(b'{"format": 1, "rows": 3}') == {"format": 1, "rows": 3}
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"3", b"{}", b'{"a": 1}', b"\xff\xfe", b'{"sha256_of_the_rest": 3}']
+    "data",
+    [b"", b"[]", b"3", b"{}", b'{"a": 1}', b'{"format": 2}', b"\xff\xfe", b'{"sha256_of_the_rest": 3}'],
 )
 def test_what_was_never_sealed_is_refused(data):
     with pytest.raises(ValueError, match=r".+"):
