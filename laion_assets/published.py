@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
@@ -60,6 +62,16 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     keys = (path.name.removesuffix(MANIFEST_SUFFIX) for path in folder.glob(f"*{MANIFEST_SUFFIX}"))
     # A shard number may outgrow five digits.
     return tuple(sorted(keys, key=lambda key: (len(key), key)))
+
+
+def some_partitions(layout: Layout, stage: str, most: int) -> tuple[str, ...]:
+    """Keys of at most so many of a stage's published partitions, whichever come first to hand."""
+    folder = sample_output(layout, stage).folder
+    if not folder.exists():
+        return ()
+    with os.scandir(folder) as entries:
+        names = (entry.name for entry in entries if entry.name.endswith(MANIFEST_SUFFIX))
+        return tuple(name.removesuffix(MANIFEST_SUFFIX) for name in islice(names, most))
 
 
 def whole_partitions(layout: Layout, stage: str) -> frozenset[str]:

@@ -6,17 +6,16 @@ An estimate, for a person to see and for a build to refuse by before it starts. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from laion_assets.errors import DiskFull
 from laion_assets.formats.durable import free_bytes
-from laion_assets.formats.publish import read_manifest
+from laion_assets.formats.publish import done
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGE_BY_NAME, Stage
-from laion_assets.published import partitions_of
+from laion_assets.published import some_partitions
 from laion_assets.settings import Settings
 from laion_assets.stages.embeddings import find_embedding_shards
 
@@ -64,8 +63,8 @@ def check_room(settings: Settings, missing: Mapping[str, int]) -> None:
 
 def _partition_bytes(settings: Settings, stage: Stage) -> float:
     """What one partition of a stage takes, on average."""
-    outputs = (stage.output(settings.layout, key) for key in partitions_of(settings.layout, stage.name))
-    built = [manifest for output in islice(outputs, _SAMPLE) if (manifest := read_manifest(output))]
+    keys = some_partitions(settings.layout, stage.name, _SAMPLE)
+    built = [manifest for key in keys if (manifest := done(stage.output(settings.layout, key)))]
     if built:
         return sum(manifest.bytes for manifest in built) / len(built)
     if stage.axis is Axis.PART:

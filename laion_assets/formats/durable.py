@@ -23,10 +23,17 @@ from laion_assets.errors import (
 )
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole, or not at all, whatever happens."""
+def write_durably(path: Path, data: bytes, *, draft: Path | None = None) -> None:
+    """Write a small file so that it is there whole, or not at all, whatever happens.
+
+    Args:
+        path: the file.
+        data: its bytes.
+        draft: where to write them first, on the same disk; beside the file by default, where a kill may
+            leave it.
+    """
     # Several processes may write one path at once; the last to rename wins.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = draft or path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         with draft.open("wb") as file:
             file.write(data)
@@ -95,7 +102,7 @@ def free_bytes(folder: Path) -> int:
 
 def _told_in_words(error: Exception) -> OSError:
     """The system's error that DuckDB or SQLite tell in words only; one without a number if there is none."""
-    words = {os.strerror(number): number for number in _MEANINGS} | dict(_SQLITE_WORDS)
+    words = {os.strerror(number): number for number in _MEANINGS} | dict(_DATABASES_WORDS)
     number = next((number for said, number in words.items() if said in str(error)), None)
     return OSError() if number is None else OSError(number, os.strerror(number))
 
@@ -162,12 +169,14 @@ _MEANINGS: Final[Mapping[int, Callable[[str, Path, OSError], StorageError]]] = M
 )
 
 
-# What SQLite says of SQLITE_FULL, SQLITE_READONLY and SQLITE_IOERR (sqlite3ErrStr in its main.c).
-_SQLITE_WORDS: Final[Mapping[str, int]] = MappingProxyType(
+# What SQLite says of SQLITE_FULL, SQLITE_READONLY and SQLITE_IOERR (sqlite3ErrStr in its main.c), and DuckDB
+# of a sync that failed (LocalFileSystem::FileSync in its local_file_system.cpp).
+_DATABASES_WORDS: Final[Mapping[str, int]] = MappingProxyType(
     {
         "database or disk is full": errno.ENOSPC,
         "attempt to write a readonly database": errno.EROFS,
         "disk I/O error": errno.EIO,
+        "fsync failed!": errno.EIO,
     }
 )
 

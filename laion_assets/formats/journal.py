@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from laion_assets.errors import CorruptTfrecord
 from laion_assets.formats import tfrecord
-from laion_assets.formats.durable import sync_folder
+from laion_assets.formats.durable import make_folder, sync_folder
 
 # JSON holds no bare newline, so the first one ends the fields.
 _END_OF_FIELDS: Final = b"\n"
@@ -109,6 +109,7 @@ def open_journal(path: Path, *, work: str) -> Iterator[Journal]:
     Raises:
         OSError: if the file cannot be read or written.
     """
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         yield Journal(path, descriptor, work)

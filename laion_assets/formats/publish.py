@@ -140,7 +140,6 @@ class Draft:
     @property
     def journal(self) -> Path:
         """Where to keep what must outlive a run that is killed; removed once the partition is published."""
-        make_folder(self._output.journal.parent)
         return self._output.journal
 
 

@@ -32,6 +32,7 @@ Config = Literal["images", "embeddings"]
 
 SPLIT: Final = "train"
 DEFAULT_CONFIG: Final[Config] = "images"
+_DEFAULT_CONFIG_FILE: Final = f'{{"default_config_name": "{DEFAULT_CONFIG}"}}'.encode()
 METADATA_FILES: Final = ("features.json", "nsfw.labels.txt", "dataset_info.json")
 
 _NSFW_TAGS: Final = tuple(str(tag) for tag in NsfwTag)
@@ -148,16 +149,21 @@ def settings_of(config: Config, width: int) -> str:
     return fingerprint({"width": width}) if config == "embeddings" else ""
 
 
-def write_default_config(path: Path) -> None:
+def names_default_config(path: Path) -> bool:
+    """Whether :func:`write_default_config` wrote the file, and nobody changed it."""
+    return path.exists() and path.read_bytes() == _DEFAULT_CONFIG_FILE
+
+
+def write_default_config(path: Path, *, draft: Path) -> None:
     """Write which config ``tfds.builder("laion400m", data_dir=...)`` opens, unless it is written already.
 
     Args:
         path: ``.config/metadata.json`` beside the configs' folders (TFDS, ``load_default_config_name``).
+        draft: where to write it first.
     """
-    text = f'{{"default_config_name": "{DEFAULT_CONFIG}"}}'.encode()
-    if not path.exists() or path.read_bytes() != text:
+    if not names_default_config(path):
         make_folder(path.parent)
-        write_durably(path, text)
+        write_durably(path, _DEFAULT_CONFIG_FILE, draft=draft)
 
 
 # -- examples on the wire -------------------------------------------------------------------------

@@ -195,10 +195,14 @@ def write_catalog(layout: Layout) -> Manifest:
     def write(draft: Draft) -> Tally:
         published = {stage: len(partitions_of(layout, stage)) for stage in DATA_STAGES}
         with duckdb.connect(str(draft.only)) as catalog:
+            catalog.begin()
             for view in _VIEWS:
                 _create(catalog, layout, view, published=bool(published[view.stage]))
             _create_shards(catalog, layout, published=any(published.values()))
             _create_queries(catalog)
+            catalog.commit()
+            # Closing does this too, but says nothing if it fails, and the file is then an empty database.
+            catalog.execute("CHECKPOINT")
         counts = {f"partitions:{stage}": count for stage, count in published.items() if count}
         return Tally(rows=sum(published.values()), counts=counts)
 

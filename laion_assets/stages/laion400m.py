@@ -75,7 +75,6 @@ def publish_dataset(
     """
     shards = _published_shards(config, layout, shard_count, width)
     _refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
-    tfds.write_default_config(layout.tfds_default_config)
     dataset = _Dataset(config=config, layout=layout, shard_count=shard_count, width=width, shards=shards)
     return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
 
@@ -179,6 +178,7 @@ class _Dataset:
         make_folder(builds)
         _remove(folder for folder in builds.iterdir() if folder.name != before and not _is_finished(folder))
         build = self._make_build(builds)
+        tfds.write_default_config(self.layout.tfds_default_config, draft=draft.scratch("default-config"))
         record = self._record(build)
         draft.only.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         _point(link, build)
@@ -207,6 +207,7 @@ class _Dataset:
             target.name.startswith(self._digest)
             and shards.items() <= sizes.items()
             and metadata == record.get("metadata")
+            and tfds.names_default_config(self.layout.tfds_default_config)
         )
 
     def _files(self) -> Iterator[tuple[str, Manifest]]:

@@ -257,6 +257,7 @@ def test_an_input_that_was_made_again_meanwhile_is_noticed(output, source):
 
 def test_a_journal_outlives_a_run_that_fails_and_no_other(output):
     def fail(draft):
+        draft.journal.parent.mkdir()
         draft.journal.write_bytes(b"so far")
         raise RuntimeError("no")
 

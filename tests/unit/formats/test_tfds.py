@@ -172,13 +172,13 @@ def test_metadata_is_byte_stable_and_complete(tmp_path: Path, config: tfds.Confi
 
 def test_the_default_config_is_written_once(tmp_path: Path) -> None:
     path = tmp_path / "laion400m" / ".config" / "metadata.json"
-    tfds.write_default_config(path)
+    tfds.write_default_config(path, draft=tmp_path / "draft")
     assert json.loads(path.read_text()) == {"default_config_name": "images"}
     before = path.stat()
-    tfds.write_default_config(path)
+    tfds.write_default_config(path, draft=tmp_path / "draft")
     assert path.stat().st_ino == before.st_ino
     path.write_text('{"default_config_name": "embeddings"}')
-    tfds.write_default_config(path)
+    tfds.write_default_config(path, draft=tmp_path / "draft")
     assert json.loads(path.read_text()) == {"default_config_name": "images"}
 
 

@@ -1,10 +1,12 @@
+import resource
 import shutil
 
 import duckdb
 import pytest
 from quality_inputs import PART, SHARDS, copy_root, shared_root
 
-from laion_assets.formats.publish import read_manifest
+from laion_assets.errors import StorageError
+from laion_assets.formats.publish import done, read_manifest
 from laion_assets.layout import Layout, ShardId
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.normalized_images import normalize_images
@@ -146,3 +148,19 @@ def test_shards_that_img2dataset_made_show_beside_ours(pristine, tmp_path):
     assert ask(root.layout, "SELECT DISTINCT status FROM images ORDER BY ALL") == [
         ("failed_to_download",), ("success",),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kilobytes", [8, 16, 32, 64, 128, 256, 512])
+def test_a_catalog_that_could_not_be_written_whole_is_not_published(layout, kilobytes):
+    # DuckDB closes a database whose last write failed without a word, and it is empty then.
+    layout.catalog().manifest.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, limits[1]))
+    try:
+        write_catalog(layout)
+    except StorageError:
+        assert done(layout.catalog()) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    write_catalog(layout)
+    assert {name for (name,) in ask(layout, "SHOW TABLES")} == VIEWS | {"example_queries"}
