@@ -122,11 +122,13 @@ def build(
     from laion_assets.defs.build import Request, pending
     from laion_assets.defs.build import build as run
     from laion_assets.defs.instance import home_of, open_instance, prepare_home
+    from laion_assets.formats.durable import naming_storage_errors
     from laion_assets.progress import showing_progress
 
     settings = Settings.load(settings_file)
     request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
-    with open_instance(prepare_home(home_of(settings))) as instance:
+    home = prepare_home(home_of(settings))
+    with naming_storage_errors("Dagster's records", home), open_instance(home) as instance:
         _print_room(settings, pending(settings, instance, request))
         with showing_progress(lambda: pending(settings, instance, request).total(), console) as watcher:
             done = run(settings, instance, request, watcher)

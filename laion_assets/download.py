@@ -31,7 +31,8 @@ _Result = TypeVar("_Result")
 # Called with how many of how many URLs are done; from another thread than the caller's.
 Progress = Callable[[int, int], None]
 
-# What a power cut costs at most: 64 pictures are 0.2 s of a download, and syncing each would halve its rate.
+# What a power cut costs at most. Synced after every 64, the journal took 3,700 to 5,000 pictures of 25 kB a
+# second, synced after each 600 to 800 (one virtual disk); two cores download some 300.
 _MOST_UNSYNCED: Final = 64
 
 # For each connection in flight: its socket, others idle for a moment, and the rest of the process. With less

@@ -14,7 +14,6 @@ from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.errors import SettingsError
-from laion_assets.formats.durable import naming_storage_errors
 from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
 from laion_assets.pipeline import (
@@ -111,7 +110,7 @@ def build(settings: Settings, instance: dg.DagsterInstance, request: Request, wa
     home = Path(instance.root_directory)
     fail_orphans(instance, home)
     done = Build(name=f"build-{uuid4()}", watcher=watcher)
-    with attended(home, done.name), naming_storage_errors("Dagster's records", home):
+    with attended(home, done.name):
         _build(settings, instance, request, done)
     return done
 

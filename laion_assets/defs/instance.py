@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from laion_assets.errors import SettingsError
-from laion_assets.formats.durable import write_durably
+from laion_assets.formats.durable import naming_storage_errors, write_durably
 from laion_assets.settings import Settings
 
 
@@ -23,17 +23,19 @@ def prepare_home(home: Path) -> Path:
     before any of them.
 
     Raises:
-        SettingsError: if the folder cannot be made.
+        SettingsError: if the folder's place is taken by a file.
+        StorageError: if the disk or its rights do not let it be made.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
+    with naming_storage_errors("Dagster's records", home):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SettingsError(f"dagster_home {home}: {error.strerror}") from error
         if not (home / "dagster.yaml").exists():
             write_durably(home / "dagster.yaml", (files("laion_assets") / "dagster.yaml").read_bytes())
-    except OSError as error:
-        raise SettingsError(f"dagster_home {home}: {error.strerror}") from error
-    os.environ["DAGSTER_HOME"] = str(home)
-    with open_instance(home) as instance:
-        instance.get_run_records(limit=1)
+        os.environ["DAGSTER_HOME"] = str(home)
+        with open_instance(home) as instance:
+            instance.get_run_records(limit=1)
     return home
 
 

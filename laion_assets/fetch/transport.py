@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import resource
 import socket
 import ssl
 import time
@@ -14,6 +16,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -28,6 +31,8 @@ from laion_assets.schema import Outcome
 
 # A name server answers in one round trip, so more lookups at once than cores is what counts.
 _RESOLVER_THREADS: Final = 64
+# What the system's resolver may open for one name: its settings, a database or two, sockets.
+_FEW_FILES: Final = 32
 # How long a name that does not exist is taken not to; a shard takes about a minute.
 _NEGATIVE_DNS_S: Final = 300.0
 _NEGATIVE_DNS_NAMES: Final = 100_000
@@ -250,6 +255,9 @@ class _Resolver(AbstractResolver):
             if not found:
                 raise socket.gaierror(socket.EAI_NONAME, "no addresses")  # aiohttp fails on an empty list
         except socket.gaierror as error:
+            if _few_files_are_left():
+                # The resolver needs files, and says that there is no such name where it gets none.
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
             if error.errno not in _RESOLVER_PASSING and len(self._missing) < _NEGATIVE_DNS_NAMES:
                 self._missing[host] = time.monotonic() + _NEGATIVE_DNS_S
             raise
@@ -270,6 +278,14 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _few_files_are_left() -> bool:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return soft != resource.RLIM_INFINITY and len(list(Path("/dev/fd").iterdir())) + _FEW_FILES > soft
+    except OSError:
+        return True
 
 
 def look_up_host(host: str) -> list[tuple[int, str]]:

@@ -148,6 +148,9 @@ def _too_long(subject: str, folder: Path, error: OSError) -> StorageError:
 
 
 def _device_failed(subject: str, folder: Path, error: OSError) -> StorageError:
+    # SQLite says "disk I/O error" where there is no room for its write-ahead log's index, 32 KiB at a time.
+    if error.filename is None and free_bytes(folder) < 64 << 10:
+        return _disk_full(subject, folder, error)
     return DeviceFailed(
         f"{subject}: {_named(error, folder)}: the disk did not read or write ({error.strerror}): see the "
         "system's log, and run this again once the disk is sound"

@@ -20,6 +20,7 @@ from laion_assets.errors import CorruptParquet
 _THRIFT_STRING_LIMIT: Final = 256 << 20
 _THRIFT_CONTAINER_LIMIT: Final = 16 << 20
 
+_MAGIC: Final = b"PAR1"
 _READ_BUFFER_BYTES: Final = 1 << 20
 
 _REMEDY: Final = (
@@ -103,7 +104,7 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        _check_schema(path, schema, reader.schema_arrow)
+        check_ours(path, reader, schema)
         return reader.read(columns=list(columns) if columns is not None else None)
 
 
@@ -122,9 +123,30 @@ def read_batches(
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        _check_schema(path, schema, reader.schema_arrow)
-        yield from reader.iter_batches(
-            batch_size=batch_rows, columns=list(columns) if columns is not None else None
+        check_ours(path, reader, schema)
+        yield from batches(path, reader, batch_rows=batch_rows, columns=columns)
+
+
+def batches(
+    path: Path, reader: pq.ParquetFile, *, batch_rows: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Every row of an open file, a batch at a time.
+
+    Raises:
+        CorruptParquet: if there are fewer than the footer says: pyarrow ends without a word where a
+            column's page claims to hold nothing.
+    """
+    rows = 0
+    names = list(columns) if columns is not None else None
+    for batch in reader.iter_batches(batch_size=batch_rows, columns=names):
+        rows += len(batch)
+        yield batch
+    if rows != reader.metadata.num_rows:
+        raise CorruptParquet(
+            path,
+            expected=f"{reader.metadata.num_rows} rows, as the footer says,",
+            found=str(rows),
+            remedy=_REMEDY,
         )
 
 
@@ -157,6 +179,32 @@ def _check_row_counts(path: Path, footer: pq.FileMetaData) -> None:
             found=f"{counted} in its row groups",
             remedy=_REMEDY,
         )
+
+
+def check_ours(path: Path, reader: pq.ParquetFile, schema: pa.Schema) -> None:
+    """Check what no page's checksum covers of a file that this project wrote: its schema, and its footer.
+
+    Raises:
+        CorruptParquet: if the file was declared otherwise, or a column does not begin where the one before it
+            ends: what its place leads to are then another column's pages, whose checksums hold.
+    """
+    _check_schema(path, schema, reader.schema_arrow)
+    footer = reader.metadata
+    at = len(_MAGIC)
+    for group in range(footer.num_row_groups):
+        for column in range(footer.num_columns):
+            chunk = footer.row_group(group).column(column)
+            dictionary, data = chunk.dictionary_page_offset, chunk.data_page_offset
+            first = data if dictionary is None else dictionary
+            # A row group of no rows may have columns without a page, and so without a place.
+            if first != at and chunk.total_compressed_size:
+                raise CorruptParquet(
+                    path,
+                    expected=f"column {column} of row group {group} at byte {at}",
+                    found=f"byte {first} in the footer",
+                    remedy=_REMEDY,
+                )
+            at += chunk.total_compressed_size
 
 
 def _check_schema(path: Path, schema: pa.Schema, found: pa.Schema) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,7 +181,7 @@ def publish(
         with ExitStack() as held:
             for source in reads:
                 held.enter_context(_lease(source, shared=True))
-                _check_version(source, verify(source), recipe)
+                _check_source(source, recipe)
             return _commit(output, recipe, write(Draft(output)), started, output.names)
 
     return _publish(output, existing, make)
@@ -323,9 +324,22 @@ def _tidy(output: Output) -> None:
             shutil.rmtree(output.draft, ignore_errors=True)
 
 
-def _check_version(source: Output, found: Manifest, recipe: Recipe) -> None:
-    if recipe.inputs[source.stage] != found.data_version:
+def _check_source(source: Output, recipe: Recipe) -> None:
+    """Check that an input is whole, and the one that the recipe was written for."""
+    version = require(source).data_version
+    if recipe.inputs[source.stage] != version:
         raise ShardBusy(f"{source} was made again just now: run this again")
+    statuses = [source.path(name).stat() for name in source.names]
+    identities = tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses)
+    _verify_once(source, version, identities)
+
+
+# A part is read for each of its shards, and a tar by two stages: what this process has verified, and what is
+# the same file still, is not read through again.
+@lru_cache(maxsize=256)
+def _verify_once(source: Output, version: str, identities: tuple[tuple[int, int, int], ...]) -> None:
+    del version, identities
+    verify(source)
 
 
 def _check_size(output: Output, name: str, record: FileRecord) -> None:

@@ -136,7 +136,7 @@ def _read_metadata(path: Path, batch_rows: int, counts: Counter[str]) -> Iterato
     """The metadata in the joined table's columns; those that the file lacks are null."""
     with parquet.open_reader(path) as reader:
         names = [name for name in _COLUMNS if name in reader.schema_arrow.names]
-        for batch in reader.iter_batches(batch_size=batch_rows, columns=names):
+        for batch in parquet.batches(path, reader, batch_rows=batch_rows, columns=names):
             found = dict(zip(batch.schema.names, batch.columns, strict=True))
             # Casts are made while the reader is open, so that one that fails is said to be the file's.
             yield _canonical({name: found.get(name, pa.nulls(len(batch))) for name in _COLUMNS}, counts)

@@ -182,7 +182,8 @@ def _read(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
                     found=", ".join(reader.schema_arrow.names)[:300],
                     remedy="Set source_schema in [raw] to the data set that this file is of.",
                 )
-        for batch in reader.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(set(columns.values()))):
+        names = sorted(set(columns.values()))
+        for batch in parquet.batches(path, reader, batch_rows=_BATCH_ROWS, columns=names):
             table = pa.Table.from_batches([batch])
             yield _canonical({name: table[column] for name, column in columns.items()}, batch.num_rows, path)
 

@@ -64,8 +64,8 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
         counts["asked_for"] = table.num_rows - counts["set_aside"]
         return Tally(rows=table.num_rows, counts=counts)
 
-    # A part is too large to verify for each of its shards; its pages carry checksums, which are.
-    return publish(layout.samples(shard), recipe, write)
+    reads = [] if rows is None else [layout.raw_metadata(rows.part)]
+    return publish(layout.samples(shard), recipe, write, reads=reads)
 
 
 def _planned_rows(layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange) -> pa.Table:
