@@ -82,7 +82,9 @@ def _complain(message: str, code: int) -> int:
 
 def _complain_of(done: Build) -> None:
     for (stage, key), error in sorted(done.failures.items()):
-        _complain(f"{stage} {key}: {error}", _FAILED)
+        partition = stage if stage == key else f"{stage} {key}"
+        message = str(error)
+        _complain(message if message.startswith(partition) else f"{partition}: {message}", _FAILED)
     for stage, rule, key in sorted(done.blocked):
         _complain(f"{stage} {key}: check {rule} failed and blocks what follows", _FAILED)
     for crash in done.crashes:

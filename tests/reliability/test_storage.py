@@ -409,15 +409,15 @@ def build(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def write_settings(folder: Path, disk: Disk, home: Path) -> None:
-    text = SETTINGS.replace("{data}", f"{disk.folder}/data").replace("{home}", f"{home}/dagster_home")
+def write_settings(folder: Path, data: Disk, records: Disk) -> None:
+    text = SETTINGS.replace("{data}", f"{data.folder}/data").replace("{home}", f"{records.folder}/home")
     (folder / "laion.toml").write_text(text)
 
 
-def build_on_a_disk_that_fills(folder: Path, home: str, shares: Sequence[float]) -> None:
+def build_on_a_disk_that_fills(folder: Path, holds_records: bool, shares: Sequence[float]) -> None:
     """Build where a share of the room that it takes is free, then where all is."""
     disk = Disk(folder / "disk")
-    write_settings(folder, disk, folder / home)
+    write_settings(folder, disk, disk if holds_records else Disk(folder / "records"))
     with DemoWeb() as web:
         lay_sources(folder, web, 10)
         undisturbed = build(folder)
@@ -442,21 +442,23 @@ def build_on_a_disk_that_fills(folder: Path, home: str, shares: Sequence[float])
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("home", "shares"),
+    ("holds_records", "shares"),
     [
         # Of so few rows, most of what is written are Dagster's records.
-        pytest.param("disk", [0.02, 0.1, 0.5, 0.95], id="with-records"),
-        pytest.param(".", [0.05, 0.15], id="data-alone"),
+        pytest.param(True, [0.02, 0.1, 0.5, 0.95], id="with-records"),
+        pytest.param(False, [0.05, 0.15], id="data-alone"),
     ],
 )
-def test_a_build_on_a_disk_that_fills_says_so_and_goes_on_once_it_grew(in_own_mounts, tmp_path, home, shares):
-    in_own_mounts(build_on_a_disk_that_fills, tmp_path, home, shares)
+def test_a_build_on_a_disk_that_fills_says_so_and_goes_on_once_it_grew(
+    in_own_mounts, tmp_path, holds_records, shares
+):
+    in_own_mounts(build_on_a_disk_that_fills, tmp_path, holds_records, shares)
 
 
 def build_on_a_read_only_disk(folder: Path) -> None:
     """Build what is done already, then what is not."""
     disk = Disk(folder / "disk")
-    write_settings(folder, disk, folder)
+    write_settings(folder, disk, Disk(folder / "records"))
     with DemoWeb() as web:
         lay_sources(folder, web, 10)
         with disk.read_only():
