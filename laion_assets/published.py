@@ -67,7 +67,7 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
 def some_partitions(layout: Layout, stage: str, most: int) -> tuple[str, ...]:
     """Keys of at most so many of a stage's published partitions, whichever come first to hand."""
     folder = sample_output(layout, stage).folder
-    if not folder.exists():
+    if not folder.is_dir():
         return ()
     with os.scandir(folder) as entries:
         names = (entry.name for entry in entries if entry.name.endswith(MANIFEST_SUFFIX))
