@@ -69,7 +69,9 @@ def is_attended(home: Path, run: dg.DagsterRun) -> bool:
 
 def fail_orphans(instance: dg.DagsterInstance, home: Path) -> None:
     """Mark runs of builds that were killed as failed, which otherwise only Dagster's daemon does."""
-    for run in instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+    # A build may be killed between creating a run and starting it, too.
+    statuses = [*IN_PROGRESS_RUN_STATUSES, dg.DagsterRunStatus.NOT_STARTED]
+    for run in instance.get_runs(RunsFilter(statuses=statuses)):
         if BUILD_TAG in run.tags and not is_attended(home, run):
             instance.report_run_failed(run, "The build that executed this run was killed.")
 
