@@ -215,7 +215,7 @@ def read_manifest(output: Output) -> Manifest | None:
     """
     try:
         data = output.manifest.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return _parse(unseal(data), output)
