@@ -104,8 +104,16 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        check_ours(path, reader, schema)
-        return reader.read(columns=list(columns) if columns is not None else None)
+        _check_schema(path, schema, reader.schema_arrow)
+        names = list(columns) if columns is not None else None
+        groups = []
+        for group in range(reader.num_row_groups):
+            groups.append(reader.read_row_group(group, columns=names))
+            _check_count(path, groups[-1].num_rows, reader.metadata.row_group(group).num_rows)
+        if columns is None:
+            _check_places(path, reader.metadata)
+        # A table of no rows need have no row group.
+        return pa.concat_tables(groups) if groups else reader.read(columns=names)
 
 
 def read_batches(
@@ -123,30 +131,49 @@ def read_batches(
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        check_ours(path, reader, schema)
-        yield from batches(path, reader, batch_rows=batch_rows, columns=columns)
+        _check_schema(path, schema, reader.schema_arrow)
+        for group in range(reader.num_row_groups):
+            # One by one: a page that claims more values than it has would be followed into the next group's.
+            yield from batches(path, reader, batch_rows=batch_rows, columns=columns, groups=[group])
+        if columns is None:
+            _check_places(path, reader.metadata)
 
 
 def batches(
-    path: Path, reader: pq.ParquetFile, *, batch_rows: int, columns: Sequence[str] | None = None
+    path: Path,
+    reader: pq.ParquetFile,
+    *,
+    batch_rows: int,
+    columns: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Every row of an open file, a batch at a time.
+    """Rows of an open file, a batch at a time, however they are grouped in it.
+
+    Args:
+        path: the file.
+        reader: reads it.
+        batch_rows: rows of each batch but the last.
+        columns: which columns to read, all by default.
+        groups: which row groups to read, all by default.
 
     Raises:
         CorruptParquet: if there are fewer than the footer says: pyarrow ends without a word where a
             column's page claims to hold nothing.
     """
-    rows = 0
+    footer = reader.metadata
+    taken = list(range(footer.num_row_groups)) if groups is None else list(groups)
     names = list(columns) if columns is not None else None
-    for batch in reader.iter_batches(batch_size=batch_rows, columns=names):
+    rows = 0
+    for batch in reader.iter_batches(batch_size=batch_rows, row_groups=taken, columns=names):
         rows += len(batch)
         yield batch
-    if rows != reader.metadata.num_rows:
+    _check_count(path, rows, sum(footer.row_group(group).num_rows for group in taken))
+
+
+def _check_count(path: Path, found: int, expected: int) -> None:
+    if found != expected:
         raise CorruptParquet(
-            path,
-            expected=f"{reader.metadata.num_rows} rows, as the footer says,",
-            found=str(rows),
-            remedy=_REMEDY,
+            path, expected=f"{expected} rows, as the footer says,", found=str(found), remedy=_REMEDY
         )
 
 
@@ -181,23 +208,24 @@ def _check_row_counts(path: Path, footer: pq.FileMetaData) -> None:
         )
 
 
-def check_ours(path: Path, reader: pq.ParquetFile, schema: pa.Schema) -> None:
-    """Check what no page's checksum covers of a file that this project wrote: its schema, and its footer.
+def _check_places(path: Path, footer: pq.FileMetaData) -> None:
+    """Check what no page's checksum covers of a file that this project wrote, once all of it was read.
+
+    Before that, pyarrow 26 ends the process where ``column()`` meets a footer that its reader refuses.
 
     Raises:
-        CorruptParquet: if the file was declared otherwise, or a column does not begin where the one before it
-            ends: what its place leads to are then another column's pages, whose checksums hold.
+        CorruptParquet: if a column does not begin where the one before it ends: what its place leads to are
+            then another column's pages, whose checksums hold.
     """
-    _check_schema(path, schema, reader.schema_arrow)
-    footer = reader.metadata
     at = len(_MAGIC)
     for group in range(footer.num_row_groups):
         for column in range(footer.num_columns):
             chunk = footer.row_group(group).column(column)
             dictionary, data = chunk.dictionary_page_offset, chunk.data_page_offset
-            first = data if dictionary is None else dictionary
+            # pyarrow begins at the smaller one.
+            first = data if dictionary is None else min(dictionary, data)
             # A row group of no rows may have columns without a page, and so without a place.
-            if first != at and chunk.total_compressed_size:
+            if first != at and chunk.num_values:
                 raise CorruptParquet(
                     path,
                     expected=f"column {column} of row group {group} at byte {at}",

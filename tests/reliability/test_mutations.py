@@ -390,9 +390,9 @@ def run_cases(folder: Path, whole: Path, cases: Sequence[tuple[int, str]], log: 
             file.write(json.dumps(disturbed.try_case(case) | {"peak": peak}) + "\n")
 
 
-def run_child(folder: Path, whole: Path, cases: Sequence[tuple[int, str]], log: Path) -> list[dict[str, Any]]:
-    """Run cases in a child that they may kill."""
-    child = multiprocessing.get_context("spawn").Process(target=run_cases, args=(folder, whole, cases, log))
+def run_child(target: Callable[..., None], *arguments: Any, log: Path) -> list[dict[str, Any]]:
+    """Run cases in a child that they may kill; it logs what begins, and what came of it."""
+    child = multiprocessing.get_context("spawn").Process(target=target, args=(*arguments, log))
     child.start()
     child.join(CHILD_WALL_S)
     if child.is_alive():
@@ -401,9 +401,14 @@ def run_child(folder: Path, whole: Path, cases: Sequence[tuple[int, str]], log: 
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     found = [begun | ended for begun, ended in zip_longest(lines[::2], lines[1::2], fillvalue={})]
     if child.exitcode != 0:
-        found = found or [{"case": "before the first case"}]
+        assert found, f"the child ended with {child.exitcode} before its first case"
         found[-1]["wrong"] = f"the child ended with {child.exitcode}"
     return found
+
+
+def complain(found: list[dict[str, Any]], folder: Path) -> None:
+    wrong = [f"{one['case']}: {one['wrong']}" for one in found if "wrong" in one]
+    assert not wrong, f"{len(wrong)} wrong (the logs in {folder} have the bytes)\n" + "\n".join(wrong[:20])
 
 
 def test_no_damaged_file_crashes_anyone_or_passes_for_other_data(tmp_path):
@@ -414,10 +419,10 @@ def test_no_damaged_file_crashes_anyone_or_passes_for_other_data(tmp_path):
     kinds = [FORMATS[number % len(FORMATS)] for number in range(FILES)] + ["JSON"] * (FILES // 10)
     cases = list(enumerate(kinds))
     for first in range(0, len(cases), FILES_PER_CHILD):
-        found += run_child(folder, whole, cases[first : first + FILES_PER_CHILD], tmp_path / f"{first}.log")
+        some = cases[first : first + FILES_PER_CHILD]
+        found += run_child(run_cases, folder, whole, some, log=tmp_path / f"{first}.log")
     print("\n" + table(found))
-    wrong = [f"{one['case']}: {one['wrong']}" for one in found if "wrong" in one]
-    assert not wrong, f"{len(wrong)} wrong (the logs in {tmp_path} have the bytes)\n" + "\n".join(wrong[:20])
+    complain(found, tmp_path)
     assert len(found) == len(cases)
 
 
@@ -435,3 +440,43 @@ def table(found: list[dict[str, Any]]) -> str:
         lines.append(f"{kind:10}{len(of_kind):7,}" + "".join(f"{counts[column]:16,}" for column in columns))
     peak = max((one.get("peak", 0) for one in found), default=0)
     return "\n".join([*lines, f"peak memory of a child: {peak >> 10} MiB"])
+
+
+# -- what of a Parquet file no checksum covers ------------------------------------------------------------
+
+
+def flip_every_bit(path: Path, first: int, log: Path) -> None:
+    """In a child: read a file with each of its bits flipped, from the one of this number on."""
+    faulthandler.enable()
+    whole, readers = path.read_bytes(), parquet_readers(ROWS_SET_ASIDE)
+    expected = parquet.read_table(path, ROWS_SET_ASIDE)
+    with log.open("w", buffering=1) as file:
+        for bit in range(first, 8 * len(whole)):
+            at = bit // 8
+            file.write(json.dumps({"case": f"bit {bit % 8} of byte {at}"}) + "\n")
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit % 8]) + whole[at + 1 :])
+            file.write(json.dumps(outcome(path, readers, expected)) + "\n")
+
+
+def outcome(path: Path, readers: Sequence[Callable[[Path], Any]], expected: Any) -> dict[str, Any]:
+    try:
+        found = [reader(path) for reader in readers]
+    except CorruptInput as error:
+        return {"reader": "refused"} if str(path) in str(error) else {"wrong": f"not named in: {error}"}
+    except Exception as crash:  # noqa: BLE001
+        return {"wrong": f"a crash: {crash!r}"}
+    return {} if all(one == expected for one in found) else {"wrong": "other rows"}
+
+
+def test_no_flipped_bit_of_a_parquet_file_crashes_its_reader_or_passes_for_other_rows(tmp_path):
+    """No checksum covers the footer and the pages' headers, so each of their bits is flipped in turn."""
+    path = tmp_path / "rows.parquet"
+    rows = [{name: f"{name} {row % 3}" for name in ROWS_SET_ASIDE.names} for row in range(4)]
+    parquet.write_table(path, pa.Table.from_pylist(rows, ROWS_SET_ASIDE), ROWS_SET_ASIDE, row_group_rows=2)
+    whole = path.read_bytes()
+    found: list[dict[str, Any]] = []
+    while len(found) < 8 * len(whole) and sum("wrong" in one for one in found) < 20:
+        path.write_bytes(whole)
+        found += run_child(flip_every_bit, path, len(found), log=tmp_path / f"{len(found)}.log")
+    print(f"\n{len(found):,} files: {sum('reader' in one for one in found):,} refused")
+    complain(found, tmp_path)
