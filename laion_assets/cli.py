@@ -312,6 +312,8 @@ def ui(
     code = ["-w", str(workspace)] if workspace else ["-m", "laion_assets.definitions"]
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), *code]
     console.print(f"Dagster's UI: http://127.0.0.1:{port} (Ctrl+C ends it)")
+    # A script's background jobs are born deaf to SIGINT, and so would Dagster be, which knows no other end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving_demo_web(settings), subprocess.Popen(command) as dagster:  # noqa: S603 (our own words)
         # Dagster ends its own processes when it is interrupted, and only then.
         signal.signal(signal.SIGTERM, lambda *_: dagster.send_signal(signal.SIGINT))

@@ -24,8 +24,10 @@ def free_port() -> int:
 
 
 def start_ui(settings_file: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
-    """Start ``laion-assets ui`` in a session of its own, and wait until it answers."""
-    command = [sys.executable, "-m", "laion_assets", "ui", "--port", str(port)]
+    """Start ``laion-assets ui`` in a session of its own, as a script's background job, until it answers."""
+    # To which the shell gives no ears for SIGINT.
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command += [sys.executable, "-m", "laion_assets", "ui", "--port", str(port)]
     command += ["--settings", str(settings_file), "--workspace", "workspace.yaml"]
     with log.open("ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)

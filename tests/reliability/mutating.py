@@ -180,8 +180,10 @@ def _tfrecord_field(data: bytes, _: bytes, rng: Random) -> bytes:
     return data[:at] + header + data[at + len(header) :]
 
 
-def _json_field(data: bytes, _: bytes, rng: Random) -> bytes:
-    """A number, a letter of a text, or a whole line, which mostly leaves it JSON."""
+def _json_field(data: bytes, other: bytes, rng: Random) -> bytes:
+    """A number, a letter of a text or a whole line, which mostly leaves it JSON; or all, by another whole."""
+    if rng.random() < 0.2:
+        return other
     if rng.random() < 0.2:
         lines = data.splitlines(keepends=True)
         del lines[rng.randrange(len(lines))]

@@ -28,14 +28,16 @@ import pyarrow.parquet as pq
 import pytest
 from mutating import mutate
 
+from laion_assets.embedding_source import read_embedding_source
 from laion_assets.errors import CorruptInput, LaionAssetsError, StorageError
 from laion_assets.fetch.transport import FakeTransport
 from laion_assets.formats import npy, parquet, tfrecord
 from laion_assets.formats.publish import read_manifest, verify
-from laion_assets.formats.sealed import unseal
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.layout import Layout, Output
 from laion_assets.placed_images import check_placed
+from laion_assets.plan import ShardPlan
+from laion_assets.raw_source import read_source
 from laion_assets.schema import (
     IMAGES,
     NORMALIZED_EMBEDDINGS,
@@ -117,11 +119,17 @@ def check_as_placed(path: Path) -> Any:
     return check_placed(life.SHARD, Layout(path.parents[1]))
 
 
-def read_sealed(path: Path) -> Any:
-    try:
-        return unseal(path.read_bytes())
-    except ValueError as error:  # of which every caller makes an error that names the file
-        raise CorruptInput(path, expected="a sealed record", found=str(error), remedy="") from error
+def read_record(path: Path) -> Any:
+    """By the reader of its kind, which refuses a whole record of another kind or partition, too."""
+    folder, stage = path.parents[2], path.parent.name
+    layout = life.layout_of(folder)
+    if path.name.endswith(".manifest.json"):
+        return read_manifest(life.output(stage, folder))
+    if stage == "raw_metadata":
+        return read_source(layout, life.PART)
+    if stage == "embeddings":
+        return read_embedding_source(layout, life.VECTORS)
+    return ShardPlan.load(layout)
 
 
 # -- what is damaged --------------------------------------------------------------------------------------
@@ -151,7 +159,7 @@ def records(stage: str) -> Subject:
 
 
 def sealed(path: str, *stages: str, of: str | None = None) -> Subject:
-    return Subject(format="JSON", path=f"data/{path}", readers=(read_sealed,), stages=stages, of=of)
+    return Subject(format="JSON", path=f"data/{path}", readers=(read_record,), stages=stages, of=of)
 
 
 JOIN_READERS = ("normalized_embeddings", "tfds_embeddings", "image_embeddings")
