@@ -62,6 +62,15 @@ class Decoder:
         """Ids of the processes that have started and run now."""
         return [worker.process.pid for worker in self._all if worker.is_ready]
 
+    async def start_one(self) -> None:
+        """Have a process ready before there is anything to decode.
+
+        Raises:
+            LaionAssetsError: if it cannot be started.
+        """
+        async with self._turns:
+            self._idle.append(await self._start())
+
     async def decode(self, body: bytes) -> Stored | Undecodable:
         """Run :func:`laion_assets.image.check_and_resize` in one of the processes.
 

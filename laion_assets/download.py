@@ -138,6 +138,8 @@ async def _download_all(
     total = len(found) + len(remaining)
     async with AsyncExitStack() as stack:
         decoder = await stack.enter_async_context(Decoder(image_policy))
+        # Before anything is asked for: a kill would cost all that waits for a first process to start.
+        await decoder.start_one()
         if transport is None:
             transport = await stack.enter_async_context(HttpTransport(fetch_policy))
         downloader = _Downloader(

@@ -1,5 +1,6 @@
 """Dagster's own folder: made ready once, with settings that send nothing home."""
 
+import fcntl
 import os
 from importlib.resources import files
 from pathlib import Path
@@ -19,8 +20,8 @@ def home_of(settings: Settings) -> Path:
 def prepare_home(home: Path) -> Path:
     """Put a dagster.yaml and an initialised database into a folder, and make it DAGSTER_HOME.
 
-    Several processes that start at once on a fresh folder can break its database, so this is called
-    before any of them.
+    Several processes may do so at once; that they take turns is this project's doing, for Dagster fails
+    where two of them initialise one database.
 
     Raises:
         SettingsError: if the folder's place is taken by a file.
@@ -31,11 +32,13 @@ def prepare_home(home: Path) -> Path:
             home.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise SettingsError(f"dagster_home {home}: {error.strerror}") from error
-        if not (home / "dagster.yaml").exists():
-            write_durably(home / "dagster.yaml", (files("laion_assets") / "dagster.yaml").read_bytes())
         os.environ["DAGSTER_HOME"] = str(home)
-        with open_instance(home) as instance:
-            instance.get_run_records(limit=1)
+        with (home / ".prepare.lock").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if not (home / "dagster.yaml").exists():
+                write_durably(home / "dagster.yaml", (files("laion_assets") / "dagster.yaml").read_bytes())
+            with open_instance(home) as instance:
+                instance.get_run_records(limit=1)
     return home
 
 

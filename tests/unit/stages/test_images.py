@@ -312,9 +312,12 @@ class _Interrupted(BaseException):
 
 def test_an_interrupt_ends_a_download_and_leaves_nothing(tmp_path):
     layout = lay_samples(tmp_path, [sample(number) for number in range(30)])
-    cancelled = []
+    begun, cancelled = [], []
 
     async def hang(url):
+        begun.append(url)
+        if len(begun) == FETCH.concurrency:
+            os.kill(os.getpid(), signal.SIGUSR1)
         try:
             await asyncio.sleep(600)
         except asyncio.CancelledError:
@@ -325,13 +328,10 @@ def test_an_interrupt_ends_a_download_and_leaves_nothing(tmp_path):
         raise _Interrupted
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
-        timer.start()
         with pytest.raises(_Interrupted):
             run(layout, FakeTransport(hang), FETCH.model_copy(update={"total_timeout_s": 600}))
     finally:
-        timer.cancel()
         signal.signal(signal.SIGUSR1, previous)
     assert len(cancelled) == FETCH.concurrency
     assert not layout.images(SHARD).draft.exists()
