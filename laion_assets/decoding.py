@@ -163,14 +163,14 @@ class _Worker:
 
     async def end(self) -> int:
         """Kill the process if it still runs, and wait for it; its exit code."""
-        # One that closed its pipe is about to end by itself, and its own code says why it did.
-        grace = 0.5 if self._reached_end() else 0.0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                return await self.process.wait()
+        exited = asyncio.ensure_future(self.process.wait())
+        if self._reached_end():
+            # One that closed its pipe is about to end by itself, and its own code says why it did. (Not
+            # asyncio.timeout, which raises CancelledError in a cancelled task before Python 3.11.3.)
+            await asyncio.wait([exited], timeout=0.5)
         with suppress(ProcessLookupError):
             self.process.kill()
-        return await self.process.wait()
+        return await exited
 
     def _reached_end(self) -> bool:
         return self.process.stdout is not None and self.process.stdout.at_eof()
