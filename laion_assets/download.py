@@ -131,9 +131,10 @@ async def _download_all(
     progress: Progress | None,
 ) -> None:
     """Add what becomes of the remaining URLs to what is found."""
-    # aiohttp is for those who download, and not for whoever imports the stages.
+    # libcurl is for those who download, and not for whoever imports the stages.
+    from laion_assets.fetch.curl import HttpTransport
     from laion_assets.fetch.fetcher import Fetcher
-    from laion_assets.fetch.transport import HttpTransport
+    from laion_assets.fetch.manners import spread
 
     total = len(found) + len(remaining)
     async with AsyncExitStack() as stack:
@@ -153,13 +154,22 @@ async def _download_all(
                 if progress is not None:
                     progress(len(found), total)
 
-        turns = iter(remaining)
+        turns = iter([remaining[place] for place in spread([_domain(url) for _, url in remaining])])
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(fetch_policy.concurrency, len(remaining))):
                     group.create_task(take_turns(turns))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+
+
+def _domain(url: str | None) -> str:
+    from laion_assets.fetch.urls import BadUrl, parse_url
+
+    try:
+        return parse_url(url or "").domain
+    except BadUrl:
+        return ""  # it will not be asked for
 
 
 class _Downloader:
@@ -247,8 +257,14 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
         running.set_result((asyncio.get_running_loop(), asyncio.current_task()))
         return await work
 
+    def run() -> _Result:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(track())
+
     with ThreadPoolExecutor(1, thread_name_prefix="download") as thread:
-        outcome = thread.submit(asyncio.run, track())
+        outcome = thread.submit(run)
         try:
             return outcome.result()
         except BaseException:

@@ -45,6 +45,8 @@ class Outcome(StrEnum):
     CONNECT = "connect"
     TLS = "tls"
     TIMEOUT = "timeout"
+    HOST_DOWN = "host_down"  # not asked for: the host had not answered several times in a row
+    DISALLOWED = "disallowed"  # not asked for: robots.txt
     HTTP_4XX = "http_4xx"
     HTTP_5XX = "http_5xx"
     TOO_MANY_REDIRECTS = "too_many_redirects"

@@ -16,8 +16,10 @@ from typing import Final
 
 import stamina
 
+from laion_assets.fetch.manners import Manners
 from laion_assets.fetch.policy import FetchPolicy
-from laion_assets.fetch.transport import ExchangeFailed, Head, Response, Transport
+from laion_assets.fetch.robots import Robots
+from laion_assets.fetch.transport import ExchangeFailed, Head, Response, Transport, WantsBody
 from laion_assets.fetch.urls import BadUrl, Target, parse_redirect, parse_url
 from laion_assets.schema import Outcome
 
@@ -77,7 +79,8 @@ class Fetcher:
         stamina.instrumentation.set_on_retry_hooks(())
         self._policy = policy
         self._transport = transport
-        self._places: dict[str, asyncio.Semaphore] = {}
+        self._manners = Manners(policy)
+        self._robots = Robots(policy, self._ask_for_robots)
 
     async def fetch(
         self, url: str | None, *, admit_large: Callable[[], Awaitable[None]] = _admit
@@ -93,8 +96,18 @@ class Fetcher:
             target = parse_url(url or "")
         except BadUrl as error:
             return FetchFailed(outcome=Outcome.BAD_URL, message=str(error))
-        policy = self._policy
         admission = _Admission(admit_large)
+        try:
+            return await self._attempt(target, admission)
+        except _Passing as error:
+            return await self._ask_again(target, admission, error)
+
+    async def _ask_again(
+        self, target: Target, admission: _Admission, first: _Passing
+    ) -> Fetched | FetchFailed:
+        """The attempts after the first one, which is counted here but was made without stamina's 50 µs."""
+        policy = self._policy
+        failed: _Passing | None = first
         try:
             async for attempt in stamina.retry_context(
                 on=_pause,
@@ -105,7 +118,13 @@ class Fetcher:
                 wait_jitter=policy.backoff_s,
             ):
                 with attempt:
-                    return await self._attempt(target, admission)
+                    if failed is not None:
+                        error, failed = failed, None
+                        raise error
+                    found = await self._attempt(target, admission)
+                    # This URL was asked for, so what came of that says more.
+                    is_down = isinstance(found, FetchFailed) and found.outcome is Outcome.HOST_DOWN
+                    return first.failure if is_down else found
         except _Passing as error:
             return error.failure
         raise AssertionError("stamina returns or raises")
@@ -115,8 +134,11 @@ class Fetcher:
         seconds = self._policy.total_timeout_s
         status: int | None = None
         for _ in range(self._policy.max_redirects + 1):
+            if self._policy.honour_robots_txt and not await self._robots.allow(target.url):
+                message = "disallowed by robots.txt"
+                return FetchFailed(outcome=Outcome.DISALLOWED, message=message, http_status=status)
             try:
-                response, seconds = await self._ask(target, seconds, admission)
+                response, seconds = await self._ask(target, seconds, admission, self._wants_body)
             except ExchangeFailed as error:
                 failure = FetchFailed(outcome=error.outcome, message=error.message, http_status=status)
                 if error.passing:
@@ -137,10 +159,26 @@ class Fetcher:
             http_status=status,
         )
 
-    async def _ask(self, target: Target, seconds: float, admission: _Admission) -> tuple[Response, float]:
-        """One exchange once it is the domain's turn, and the seconds that are left after it."""
+    async def _ask_for_robots(self, url: str) -> Response | None:
+        """What answers to the URL of a robots.txt, redirects followed; None where nothing does."""
+        target, seconds, admission = parse_url(url), self._policy.total_timeout_s, _Admission(_admit)
+        for _ in range(self._policy.max_redirects + 1):
+            try:
+                response, seconds = await self._ask(target, seconds, admission, _has_body)
+                location = response.head.value("location")
+                if response.head.status not in _REDIRECTS or location is None:
+                    return response
+                target = parse_redirect(target, location)
+            except (ExchangeFailed, BadUrl):
+                return None
+        return None
+
+    async def _ask(
+        self, target: Target, seconds: float, admission: _Admission, wants_body: WantsBody
+    ) -> tuple[Response, float]:
+        """One exchange once it is the site's turn, and the seconds that are left after it."""
         loop = asyncio.get_running_loop()
-        async with self._place(target.domain):
+        async with self._manners.turn(target):
             try:
                 async with asyncio.timeout(seconds) as limit:
 
@@ -151,19 +189,14 @@ class Fetcher:
                         limit.reschedule(loop.time() + left)
 
                     response = await self._transport.get(
-                        target.url, wants_body=self._wants_body, admit_large=admit_large
+                        target.url, wants_body=wants_body, admit_large=admit_large
                     )
                     return response, max(0.0, (limit.when() or math.inf) - loop.time())
             except TimeoutError as error:
                 raise ExchangeFailed(Outcome.TIMEOUT, "timed out", passing=True) from error
 
-    def _place(self, domain: str) -> asyncio.Semaphore:
-        if domain not in self._places:
-            self._places[domain] = asyncio.Semaphore(self._policy.per_domain_concurrency)
-        return self._places[domain]
-
     def _wants_body(self, head: Head) -> bool:
-        return head.status in _WITH_BODY and not self._is_opted_out(head)
+        return _has_body(head) and not self._is_opted_out(head)
 
     def _is_opted_out(self, head: Head) -> bool:
         return self._policy.honour_opt_out and opts_out(
@@ -208,6 +241,10 @@ def opts_out(values: Iterable[str], agent: str) -> bool:
             if addressee in ("*", agent.lower()) and item.strip().lower() in _OPT_OUT:
                 return True
     return False
+
+
+def _has_body(head: Head) -> bool:
+    return head.status in _WITH_BODY
 
 
 class _Admission:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final
 
 from laion_assets.fetch.policy import FetchPolicy
-
-# What getaddrinfo returns: family, type, protocol, canonical name, socket address.
-AddrInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[object, ...]]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -45,11 +42,7 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class RefusedAddress(OSError):
-    """A connection that the policy does not allow.
-
-    An OSError, because aiohttp then tries the host's other addresses; if none is left, this is the cause
-    of its ClientConnectorError.
-    """
+    """A connection that the policy does not allow."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EACCES, reason)
@@ -71,24 +64,24 @@ def refusal(address: str, *, allow_loopback: bool) -> str | None:
     return _judge(parsed, allow_loopback=allow_loopback)
 
 
-def guarded_socket_factory(policy: FetchPolicy) -> Callable[[AddrInfo], socket.socket]:
-    """A ``socket_factory`` for aiohttp's TCPConnector that makes sockets for allowed addresses only.
+def make_socket(
+    family: int, kind: int, protocol: int, address: Sequence[object], policy: FetchPolicy
+) -> socket.socket:
+    """A socket for connecting to an address (host, port, ...), if that is allowed.
 
-    The factory raises :class:`RefusedAddress` for any other address, and for ports not in
-    ``policy.ports``; an allowed loopback address may have any port.
+    An allowed loopback address may have any port.
+
+    Raises:
+        RefusedAddress: if the policy does not allow the address, or the port.
+        OSError: if there can be no socket.
     """
-
-    def make_socket(info: AddrInfo) -> socket.socket:
-        family, kind, protocol, _, address = info
-        reason = _endpoint_refusal(family, address, policy)
-        if reason is not None:
-            raise RefusedAddress(reason)
-        return socket.socket(family=family, type=kind, proto=protocol)
-
-    return make_socket
+    reason = _endpoint_refusal(family, address, policy)
+    if reason is not None:
+        raise RefusedAddress(reason)
+    return socket.socket(family=family, type=kind, proto=protocol)
 
 
-def _endpoint_refusal(family: int, address: tuple[object, ...], policy: FetchPolicy) -> str | None:
+def _endpoint_refusal(family: int, address: Sequence[object], policy: FetchPolicy) -> str | None:
     if family not in (socket.AF_INET, socket.AF_INET6):
         return "not an internet address"
     host, port = str(address[0]), address[1]

@@ -19,6 +19,10 @@ class FetchPolicy(Policy):
     """Name resolution aside, how long a connection, TLS included, may take."""
     total_timeout_s: float = Field(default=15.0, gt=0)
     """How long one attempt may take from first packet to last byte, redirects included."""
+    stall_timeout_s: int = Field(default=8, ge=1)
+    """How long an answer may be slower than ``min_rate_bytes_s``, or not begin at all."""
+    min_rate_bytes_s: int = Field(default=1000, ge=1)
+    """Slowest answer that is waited for, in bytes a second."""
     attempts: int = Field(default=2, ge=1, le=10)
     """How often a URL is asked for when its failure may pass."""
     backoff_s: float = Field(default=0.5, ge=0)
@@ -27,18 +31,27 @@ class FetchPolicy(Policy):
     """Longest pause that a server's Retry-After may ask for; one that asks for more is not asked again."""
     max_body_bytes: int = Field(default=20 * MIB, ge=1)
     """Longest body accepted."""
-    large_body_bytes: int = Field(default=1 * MIB, ge=1)
+    large_body_bytes: int = Field(default=MIB // 4, ge=1)
     """A body longer than this needs one of ``large_bodies`` places, which bounds the memory."""
-    large_bodies: int = Field(default=8, ge=1)
+    large_bodies: int = Field(default=16, ge=1)
     """Long bodies held in memory at once; the others wait, and the wait counts against no timeout."""
     max_redirects: int = Field(default=5, ge=0, le=20)
     """How many redirects are followed, each checked like the first URL."""
     ports: tuple[int, ...] = (80, 443, 8000, 8080, 8443)
     """Ports that may be connected to."""
-    concurrency: int = Field(default=256, ge=1, le=4096)
-    """URLs in flight at once."""
+    concurrency: int = Field(default=1024, ge=1, le=4096)
+    """URLs in flight at once, those included that wait: for their site's turn, a silent host, a decoder."""
     per_domain_concurrency: int = Field(default=4, ge=1)
-    """URLs in flight at once for one registered domain."""
+    """Connections in use at once to one registered domain."""
+    per_domain_interval_s: float = Field(default=0.05, ge=0)
+    """Shortest time from one request to the next to one registered domain."""
+    host_failures: int = Field(default=3, ge=1)
+    """How often in a row a host may be silent before it counts as down and is not asked any more."""
+    host_down_s: float = Field(default=300.0, ge=0)
+    """How long a host that is down is left alone."""
+    honour_robots_txt: bool = False
+    """Whether robots.txt is asked for, once a site, and obeyed. Off, as in img2dataset: it is about crawling,
+    and here are single pictures that pages show; ``honour_opt_out`` is on."""
     allow_loopback: bool = False
     """Whether 127.0.0.0/8 and ::1, at any port, may be connected to; for the demo and tests."""
     honour_opt_out: bool = True

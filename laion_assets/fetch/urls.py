@@ -94,7 +94,7 @@ def parse_redirect(base: Target, location: str) -> Target:
 
 def registered_domain(host: str) -> str:
     """The part of a host's name that one owner registered; the host itself if it is an address."""
-    if _is_address(host):
+    if is_address(host):
         return host
     return _public_suffixes().privatesuffix(host.rstrip(".")) or host
 
@@ -106,7 +106,7 @@ def _public_suffixes() -> PublicSuffixList:
 
 def _ascii_host(host: str) -> str:
     if ":" in host:  # only an IPv6 literal has one
-        if "%" in host or not _is_address(host):
+        if "%" in host or not is_address(host):
             raise BadUrl("malformed host")
         return host
     try:
@@ -119,7 +119,8 @@ def _ascii_host(host: str) -> str:
     return host
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host is an address and not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -128,7 +129,7 @@ def _is_address(host: str) -> bool:
 
 
 def _escape(text: str) -> str:
-    # aiohttp hands undecodable bytes of a header on as surrogates U+DC80 to U+DCFF: they become those bytes
-    # again. Any other surrogate stands for nothing and becomes U+FFFD, as in browsers.
+    # Undecodable bytes of a header come as surrogates U+DC80 to U+DCFF: they become those bytes again. Any
+    # other surrogate stands for nothing and becomes U+FFFD, as in browsers.
     text = _LONE_SURROGATE.sub("\ufffd", text)
     return quote(text, safe=_KEPT, errors="surrogateescape")

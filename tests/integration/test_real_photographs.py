@@ -25,6 +25,7 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
+per_domain_interval_s = 0
 """
 
 

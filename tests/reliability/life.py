@@ -50,7 +50,14 @@ VECTORS: Final = EmbeddingShardId(0)
 
 # Of 24 rows a few odd ones are a large share.
 LENIENT: Final = Thresholds(cosine_far_share=0.5)
-FETCH: Final = FetchPolicy(attempts=1, backoff_s=0, concurrency=8, per_domain_concurrency=8)
+FETCH: Final = FetchPolicy(
+    attempts=1,
+    backoff_s=0,
+    concurrency=8,
+    per_domain_concurrency=8,
+    per_domain_interval_s=0,
+    host_failures=1000,
+)
 IMAGE: Final = ImagePolicy(size=48, workers=1)
 
 

@@ -71,6 +71,8 @@ source = "embeddings"
 allow_loopback = true
 concurrency = {{connections}}
 per_domain_concurrency = {{connections}}
+per_domain_interval_s = 0
+host_failures = 1000
 total_timeout_s = {{timeout_s}}
 backoff_s = 0.05
 [image]

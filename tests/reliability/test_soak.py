@@ -44,6 +44,7 @@ width = {WIDTH}
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
+per_domain_interval_s = 0
 [image]
 workers = 1
 """

@@ -300,13 +300,16 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
+per_domain_interval_s = 0
 [embeddings]
 source = "vectors"
 width = 16
 [quality]
 cosine_far_share = 0.5
 """
-POLICY = FetchPolicy(allow_loopback=True, attempts=1, concurrency=8, per_domain_concurrency=8)
+POLICY = FetchPolicy(
+    allow_loopback=True, attempts=1, concurrency=8, per_domain_concurrency=8, per_domain_interval_s=0
+)
 
 
 def lay_sources(folder: Path, web: DemoWeb, rows: int) -> None:

@@ -15,7 +15,9 @@ from laion_assets.image import ImagePolicy, check_and_resize
 from laion_assets.schema import Outcome, Status
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
-FETCH = FetchPolicy(allow_loopback=True, backoff_s=0, attempts=1, per_domain_concurrency=16)
+FETCH = FetchPolicy(
+    allow_loopback=True, backoff_s=0, attempts=1, per_domain_concurrency=16, per_domain_interval_s=0
+)
 IMAGE = ImagePolicy(size=64, workers=1)
 
 

@@ -242,7 +242,7 @@ def test_an_opted_out_picture_is_left_there():
 
 
 def test_a_domain_is_asked_for_a_few_urls_at_once_and_others_do_not_wait():
-    policy = FetchPolicy(per_domain_concurrency=2, backoff_s=0)
+    policy = FetchPolicy(per_domain_concurrency=2, per_domain_interval_s=0, backoff_s=0)
     now, most = Counter(), Counter()
 
     async def handler(url):

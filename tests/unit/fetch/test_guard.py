@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.fetch.guard import RefusedAddress, guarded_socket_factory, refusal
+from laion_assets.fetch.guard import RefusedAddress, make_socket, refusal
 from laion_assets.fetch.policy import FetchPolicy
 
 REFUSED = [
@@ -105,13 +105,9 @@ def test_an_address_wrapped_in_another_is_judged_alike(address):
         assert (refusal(wrapped, allow_loopback=False) is None) == expected
 
 
-def info(address, port, family=socket.AF_INET):
-    return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
-
-
-def attempt(policy, *address):
+def attempt(policy, address, port, family=socket.AF_INET):
     try:
-        guarded_socket_factory(policy)(info(*address)).close()
+        make_socket(family, socket.SOCK_STREAM, 0, (address, port), policy).close()
     except RefusedAddress as error:
         return error.reason
     return None

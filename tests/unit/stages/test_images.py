@@ -25,7 +25,9 @@ from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES, Outcome, St
 from laion_assets.stages.images import adopt_images, download_images, images
 
 SHARD = ShardId(12)
-FETCH = FetchPolicy(backoff_s=0, attempts=2, total_timeout_s=5, concurrency=8)
+FETCH = FetchPolicy(
+    backoff_s=0, attempts=2, total_timeout_s=5, concurrency=8, per_domain_interval_s=0, host_failures=1000
+)
 IMAGE = ImagePolicy(size=32, workers=1)
 
 
