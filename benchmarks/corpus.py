@@ -1,0 +1,155 @@
+"""Pictures to be downloaded: crops of photographs, in the sizes of LAION-400M's pictures and in large ones.
+
+Equal settings give the same files, with the same version of Pillow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+VERSION: Final = 1
+"""Of what this module makes; another version is made anew, not read from the cache."""
+
+PHOTOGRAPHS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
+
+# Long sides of LAION-400M's pictures, by its WIDTH and HEIGHT: 65, 27 and 6 % reach 256, 512 and 1024.
+_SMALL_SIDES: Final = ((96, 256, 0.35), (256, 512, 0.38), (512, 1024, 0.21), (1024, 1800, 0.06))
+_LARGE_SIDES: Final = ((1500, 3000, 1.0),)
+_SMALL_FORMATS: Final = (("jpg", 0.855), ("png", 0.07), ("webp", 0.05), ("gif", 0.025))
+_LARGE_FORMATS: Final = (("jpg", 1.0),)
+_QUALITIES: Final = (80, 85, 90, 95)
+_PROGRESSIVE: Final = 0.2
+# Longer ones are photographs and hence JPEG or WebP, and would make up half of all bytes here.
+_LONGEST_LOSSLESS: Final = 512
+# Enlarged photographs are too smooth; this much noise (of 255) gives back the bytes a camera's have.
+_GRAIN: Final = 2.0
+_GENERATED: Final = 24
+_GENERATED_SIZE: Final = (1280, 960)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Pictures in a folder.
+
+    Attributes:
+        folder: where they lie.
+        names: their file names.
+        source: what they are crops of, for people to read.
+        mean_bytes: mean length of a file.
+        reaching: long side -> share of the files that reach it.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    source: str
+    mean_bytes: float
+    reaching: dict[int, float]
+
+
+def make_corpus(cache: Path, kind: str, *, count: int, seed: int) -> Corpus:
+    """Make pictures, or find them in the cache.
+
+    Args:
+        cache: folder of all corpora.
+        kind: "small" (LAION-400M's own sizes) or "large" (1,500 to 3,000 pixels, JPEG).
+        count: how many.
+        seed: of every choice.
+    """
+    photographs = sorted(path for path in PHOTOGRAPHS.rglob("*") if path.suffix in (".jpg", ".png"))
+    origin = "photographs" if photographs else "generated"
+    folder = cache / f"{kind}-{origin}-{count}-{seed}-v{VERSION}"
+    index = folder / "index.json"
+    if not index.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        index.write_text(json.dumps(_make(folder, kind, photographs, count, seed)))
+    sides: list[tuple[str, int, int]] = [tuple(entry) for entry in json.loads(index.read_text())]
+    return Corpus(
+        folder=folder,
+        names=tuple(name for name, _, _ in sides),
+        source=f"crops of {len(photographs)} photographs" if photographs else "generated pictures",
+        mean_bytes=sum(size for _, _, size in sides) / len(sides),
+        reaching={side: sum(long >= side for _, long, _ in sides) / len(sides) for side in (256, 512, 1024)},
+    )
+
+
+def _make(
+    folder: Path, kind: str, photographs: Sequence[Path], count: int, seed: int
+) -> list[tuple[str, int, int]]:
+    """Write the pictures; name, long side and length of each."""
+    rng = np.random.default_rng(seed)
+    originals = [Image.open(path).convert("RGB") for path in photographs] or list(_generate(rng))
+    is_small = kind == "small"
+    bands = _share_out(_SMALL_SIDES if is_small else _LARGE_SIDES, count)
+    formats = _share_out(_SMALL_FORMATS if is_small else _LARGE_FORMATS, count)
+    made = []
+    for number, format_number in enumerate(rng.permutation(count)):
+        low, high, _ = bands[number]
+        extension, _ = formats[format_number]
+        long = int(math.exp(rng.uniform(math.log(low), math.log(high))))
+        if extension in ("png", "gif") and long > _LONGEST_LOSSLESS:
+            # One whose turn was a long picture gives its format's place to JPEG.
+            extension = "jpg"
+        picture = _crop(originals[rng.integers(len(originals))], long, rng)
+        if not is_small:
+            noise = rng.normal(0, _GRAIN, (picture.height, picture.width, 1))
+            noisy = np.asarray(picture, np.float32) + noise.astype(np.float32)
+            picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        path = folder / f"{number:04d}.{extension}"
+        _save(picture, path, rng)
+        made.append((path.name, max(picture.size), path.stat().st_size))
+    return made
+
+
+def _share_out(shares: Sequence[Any], count: int) -> list[Any]:
+    """Entries repeated so that each has its share (its last element) of the count."""
+    bounds = np.cumsum([entry[-1] for entry in shares]) * count
+    return [shares[int(np.searchsorted(bounds[:-1], number, side="right"))] for number in range(count)]
+
+
+def _crop(original: Image.Image, long: int, rng: np.random.Generator) -> Image.Image:
+    """A part of a photograph in some aspect ratio, scaled to a long side."""
+    ratio = float(rng.choice((1.0, 4 / 3, 1.5, 1.5, 16 / 9)))
+    width, height = (long, round(long / ratio)) if rng.random() < 0.6 else (round(long / ratio), long)
+    largest = min(original.width / width, original.height / height)
+    # A crop that need not be enlarged, where the photograph is large enough for one.
+    scale = min(largest, max(1.0, largest * rng.uniform(0.5, 1.0)))
+    box_width, box_height = width * scale, height * scale
+    left = rng.uniform(0, max(0.0, original.width - box_width))
+    top = rng.uniform(0, max(0.0, original.height - box_height))
+    box = (left, top, left + box_width, top + box_height)
+    return original.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def _save(picture: Image.Image, path: Path, rng: np.random.Generator) -> None:
+    quality = int(rng.choice(_QUALITIES))
+    options: dict[str, Any] = {}
+    if path.suffix == ".jpg":
+        options = {"quality": quality, "progressive": bool(rng.random() < _PROGRESSIVE)}
+    elif path.suffix == ".webp":
+        options = {"quality": quality}
+    picture.save(path, **options)
+
+
+def _generate(rng: np.random.Generator) -> Iterator[Image.Image]:
+    """Pictures whose detail falls off with its fineness, as in photographs."""
+    width, height = _GENERATED_SIZE
+    for _ in range(_GENERATED):
+        canvas = np.full((height, width, 3), 128.0, np.float32)
+        for octave in range(8):
+            cells = rng.normal(0, 60 * 0.62**octave, (2 + 2**octave, 2 + 2**octave, 3))
+            for channel in range(3):
+                layer = Image.fromarray(cells[..., channel].astype(np.float32))
+                canvas[..., channel] += np.asarray(
+                    layer.resize((width, height), Image.Resampling.BICUBIC), np.float32
+                )
+        yield Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
