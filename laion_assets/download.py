@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from laion_assets.decoding import Decoder
@@ -220,26 +220,28 @@ class _Keeper:
 
     async def keep(self, index: int, finished: Download, stored: Stored | None) -> Download:
         """Keep what became of the URL with this index, and say where its picture lies."""
-        fields: dict[str, Any] = {"index": index, **asdict(finished)}
+        kept: dict[str, Any] = {"index": index}
+        kept |= {name: getattr(finished, name) for name in _KEPT_FIELDS}  # asdict copies deeply, at a price
         if stored is not None:
-            fields["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
+            kept["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
         async with self._turn:
-            entry = self._journal.append(fields, b"" if stored is None else stored.jpeg)
+            entry = self._journal.append(kept, b"" if stored is None else stored.jpeg)
             if self._journal.unsynced >= _MOST_UNSYNCED:
                 # In another thread: a disk takes milliseconds, in which hundreds of answers come in.
                 await asyncio.to_thread(self._journal.sync)
         return _restore(entry)[1]
 
 
+_KEPT_FIELDS: Final = tuple(field.name for field in fields(Download))
 _STORED_FIELDS: Final = ("width", "height", "original_width", "original_height", "exif")
 
 
 def _restore(entry: Entry) -> tuple[int, Download]:
     """Index and fate of a URL, from the journal."""
-    fields = dict(entry.fields)
-    index, picture = fields.pop("index"), fields.pop("picture")
+    kept = dict(entry.fields)
+    index, picture = kept.pop("index"), kept.pop("picture")
     download = Download(
-        **{**fields, "status": Status(fields["status"]), "outcome": Outcome(fields["outcome"])},
+        **{**kept, "status": Status(kept["status"]), "outcome": Outcome(kept["outcome"])},
         picture=None if picture is None else Picture(offset=entry.offset, size=entry.size, **picture),
     )
     return index, download

@@ -12,6 +12,7 @@ import errno
 import selectors
 import socket
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -38,7 +39,7 @@ _KEEPALIVE_S: Final = 5
 # A body that is not wanted but this short is read to its end, and the connection used again.
 _DRAINED_BYTES: Final = 8 << 10
 _MOST_HEADERS: Final = 200
-_MOST_HEADER_BYTES: Final = 64 << 10
+_MOST_HEADER_BYTES: Final = 64 << 10  # those of answers before the last one included
 _OURS: Final = (errno.EMFILE, errno.ENFILE)
 
 
@@ -145,9 +146,8 @@ class _Exchange:
     def __init__(self, policy: FetchPolicy, wants_body: WantsBody) -> None:
         self._policy = policy
         self._wants_body = wants_body
-        self._headers: list[tuple[str, str]] = []
+        self._lines: list[bytes] = []
         self._header_bytes = 0
-        self._status = 0
         self._head: Head | None = None
         self._is_wanted = False
         self._decompress: Decompressor | None = None
@@ -231,28 +231,23 @@ class _Exchange:
         return opened
 
     def _take_header(self, line: bytes) -> int | None:
+        if self._head is not None:
+            return None  # a trailer
+        self._lines.append(line)
+        self._header_bytes += len(line)
         try:
-            return self._take_line(line.rstrip(b"\r\n"))
+            if len(self._lines) > _MOST_HEADERS or self._header_bytes > _MOST_HEADER_BYTES:
+                raise ExchangeFailed(Outcome.PROTOCOL, "headers too many or too long")
+            return self._take_head(self._lines) if line in (b"\r\n", b"\n") else None
         except Exception as error:  # noqa: BLE001 (raised again by conclude)
             self._failure = error
             return _ABORT
 
-    def _take_line(self, line: bytes) -> int | None:
-        if self._head is not None:
-            return None  # a trailer
-        if line.startswith(b"HTTP/"):
-            self._status, self._headers = int(line.split()[1]), []
-        elif line:
-            name, _, value = line.decode("utf-8", "surrogateescape").partition(":")
-            self._headers.append((name.strip().lower(), value.strip()))
-            self._header_bytes += len(line)
-            if len(self._headers) > _MOST_HEADERS or self._header_bytes > _MOST_HEADER_BYTES:
-                raise ExchangeFailed(Outcome.PROTOCOL, "headers too many or too long")
-        elif self._status >= 200:  # else something is still to come
-            return self._take_head(Head(status=self._status, headers=tuple(self._headers)))
-        return None
-
-    def _take_head(self, head: Head) -> int | None:
+    def _take_head(self, lines: Sequence[bytes]) -> int | None:
+        head = _parse_head(lines)
+        if head.status < 200:
+            self._lines = []  # something is still to come
+            return None
         lengths = set(head.values("content-length"))
         if len(lengths) > 1:
             raise ExchangeFailed(Outcome.PROTOCOL, "malformed answer")
@@ -288,6 +283,14 @@ class _Exchange:
         if self._size > policy.max_body_bytes:
             raise too_large(policy)
         return None
+
+
+def _parse_head(lines: Sequence[bytes]) -> Head:
+    status = int(lines[0].split()[1])
+    fields = [line.decode("utf-8", "surrogateescape").partition(":") for line in lines[1:-1]]
+    return Head(
+        status=status, headers=tuple((name.strip().lower(), value.strip()) for name, _, value in fields)
+    )
 
 
 class _Multi:

@@ -41,9 +41,9 @@ class FetchPolicy(Policy):
     """Ports that may be connected to."""
     concurrency: int = Field(default=1024, ge=1, le=4096)
     """URLs in flight at once, those included that wait: for their site's turn, a silent host, a decoder."""
-    per_domain_concurrency: int = Field(default=4, ge=1)
+    per_domain_concurrency: int = Field(default=8, ge=1)
     """Connections in use at once to one registered domain."""
-    per_domain_interval_s: float = Field(default=0.05, ge=0)
+    per_domain_interval_s: float = Field(default=0.02, ge=0)
     """Shortest time from one request to the next to one registered domain."""
     host_failures: int = Field(default=3, ge=1)
     """How often in a row a host may be silent before it counts as down and is not asked any more."""

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 # A name server answers in one round trip, so more lookups at once than cores is what counts.
@@ -109,7 +108,12 @@ def _addresses(look_up: LookUp, host: str) -> Sequence[str] | int:
 
 def _few_files_are_left() -> bool:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return False
     try:
-        return soft != resource.RLIM_INFINITY and len(list(Path("/dev/fd").iterdir())) + _FEW_FILES > soft
+        # The lowest number that is free.
+        descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return True
+    os.close(descriptor)
+    return descriptor + _FEW_FILES > soft

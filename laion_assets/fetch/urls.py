@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
+import socket
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -19,10 +19,12 @@ MAX_URL_LENGTH: Final = 8000
 # signed URLs break when they are spelled anew.
 _KEPT: Final = "!$%&'()*+,/:;=?@[]~-._"
 
-# Letters, digits and hyphens; and where real hosts have them, underscores and hyphens at the ends.
-_LABEL: Final = re.compile(r"[a-z0-9_-]{1,63}")
+# Most URLs are spelled right already, which is seen ten times faster than done again.
+_SPELLED_RIGHT: Final = re.compile(rf"[A-Za-z0-9{re.escape(_KEPT)}]*")
 
-
+# Labels of letters, digits and hyphens; and where real hosts have them, underscores and hyphens at the ends.
+_HOST: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
+_MAX_HOST_LENGTH: Final = 253
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -92,6 +94,7 @@ def parse_redirect(base: Target, location: str) -> Target:
     return parse_url(joined)
 
 
+@lru_cache(maxsize=65_536)
 def registered_domain(host: str) -> str:
     """The part of a host's name that one owner registered; the host itself if it is an address."""
     if is_address(host):
@@ -109,26 +112,30 @@ def _ascii_host(host: str) -> str:
         if "%" in host or not is_address(host):
             raise BadUrl("malformed host")
         return host
-    try:
-        host = (URL.build(scheme="http", host=host).raw_host or "").lower()
-    except ValueError:
-        raise BadUrl("malformed host") from None
-    labels = host.rstrip(".").split(".")
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if not host.isascii():
+        try:
+            host = (URL.build(scheme="http", host=host).raw_host or "").lower()
+        except ValueError:
+            raise BadUrl("malformed host") from None
+    if len(host) > _MAX_HOST_LENGTH or not _HOST.fullmatch(host):
         raise BadUrl("malformed host")
     return host
 
 
 def is_address(host: str) -> bool:
     """Whether a host is an address and not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 def _escape(text: str) -> str:
+    if _SPELLED_RIGHT.fullmatch(text):
+        return text
     # Undecodable bytes of a header come as surrogates U+DC80 to U+DCFF: they become those bytes again. Any
     # other surrogate stands for nothing and becomes U+FFFD, as in browsers.
     text = _LONE_SURROGATE.sub("\ufffd", text)
