@@ -24,6 +24,7 @@ _SILENCES = (Outcome.CONNECT, Outcome.TIMEOUT)
 class _Domain:
     def __init__(self, places: int) -> None:
         self.places = asyncio.Semaphore(places)
+        self.pace = asyncio.Lock()
         self.next_turn_s = 0.0
 
 
@@ -52,11 +53,11 @@ class Manners:
         self._refuse_down(host)
         async with domain.places:
             self._refuse_down(host)  # it may have gone down meanwhile
-            now = time.monotonic()
-            start = max(now, domain.next_turn_s)
-            domain.next_turn_s = start + self._policy.per_domain_interval_s
-            if start > now:
-                await asyncio.sleep(start - now)
+            async with domain.pace:
+                early = domain.next_turn_s - time.monotonic()
+                if early > 0:
+                    await asyncio.sleep(early)
+                domain.next_turn_s = time.monotonic() + self._policy.per_domain_interval_s
             try:
                 yield
             except ExchangeFailed as error:

@@ -15,6 +15,8 @@ from laion_assets.fetch.transport import Response
 # RFC 9309, 2.5: at least so much of it must be read.
 _MOST_BYTES: Final = 500 << 10
 _MOST_SITES: Final = 100_000
+# Not "there are none", though 4xx: ask later.
+_BUSY: Final = (408, 425, 429)
 
 # From the URL of a robots.txt to what its site answers, redirects followed; None where it does not answer.
 Ask = Callable[[str], Awaitable[Response | None]]
@@ -41,7 +43,7 @@ class Robots:
 
     async def _read(self, site: str) -> Protego | bool:
         response = await self._ask(site)
-        if response is None or response.head.status >= 500:
+        if response is None or response.head.status in _BUSY or response.head.status >= 500:
             return False  # RFC 9309, 2.3.1.4: unreachable, so nothing is allowed
         if response.body is None:
             return True  # RFC 9309, 2.3.1.3: unavailable, so there are no rules
