@@ -1,40 +1,47 @@
 """Processes in which hostile pictures are decoded, so that one that kills its decoder takes no other along.
 
-Each process holds one picture at a time and speaks over its own pipe, so its death concerns one picture,
-and there is nothing to pickle: an answer is JSON and the bytes of a JPEG. Processes are fresh
-interpreters, not forks, and end with their parent, whose death closes their pipe.
+Each process decodes one picture at a time and speaks over its own pipe, in which the next one waits, so
+that it need not idle. Its death concerns the picture it had begun; the one that waited goes to another.
+There is nothing to pickle: an answer is numbers and bytes. Processes are fresh interpreters, not forks, and
+end with their parent, whose death closes their pipe.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 from PIL import Image
 
+from laion_assets.blur import Box, bound_boxes
 from laion_assets.errors import LaionAssetsError
 from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
 from laion_assets.schema import Outcome
 
-_REQUEST: Final = struct.Struct("<I")  # length of the body
-_ANSWER: Final = struct.Struct("<II")  # lengths of the JSON and of the JPEG
+_REQUEST: Final = struct.Struct("<II")  # length of the body, boxes to blur; then the boxes, and the body
+_BOX: Final = struct.Struct("<4d")
+# Lengths of a text and of the picture, and its four sizes. The text is EXIF if there is a picture, else the
+# outcome's class and the message.
+_ANSWER: Final = struct.Struct("<6I")
 _READY: Final = b"READY"
-_MAX_JSON_BYTES: Final = 1 << 20
-_MAX_JPEG_BYTES: Final = 1 << 28
+_MAX_TEXT_BYTES: Final = 1 << 20
+_MAX_PICTURE_BYTES: Final = 1 << 28
+_MAX_SIDE: Final = 2**31 - 1
 # A process that neither answers nor uses up its CPU time (it was stopped, the machine is swamped).
 _WALL_S_PER_CPU_S: Final = 20
 _START_S: Final = 120
 _PIPE_BYTES: Final = 1 << 20
+# One that is decoded, and one that waits in the pipe.
+_ASKED_AT_ONCE: Final = 2
 
 
 class Decoder:
@@ -45,9 +52,8 @@ class Decoder:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
-        self._turns = asyncio.Semaphore(policy.workers or _cores())
-        self._idle: list[_Worker] = []
-        self._all: set[_Worker] = set()
+        self._seats = [_Seat(policy) for _ in range(policy.workers or _cores())]
+        self._turns = asyncio.Semaphore(len(self._seats) * _ASKED_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         return self
@@ -55,12 +61,12 @@ class Decoder:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(worker.end() for worker in self._all))
+        await asyncio.gather(*(seat.clear() for seat in self._seats))
 
     @property
     def process_ids(self) -> list[int]:
         """Ids of the processes that have started and run now."""
-        return [worker.process.pid for worker in self._all if worker.is_ready]
+        return [seat.worker.process.pid for seat in self._seats if seat.worker is not None]
 
     async def start_one(self) -> None:
         """Have a process ready before there is anything to decode.
@@ -68,10 +74,9 @@ class Decoder:
         Raises:
             LaionAssetsError: if it cannot be started.
         """
-        async with self._turns:
-            self._idle.append(await self._start())
+        await self._seats[0].filled()
 
-    async def decode(self, body: bytes) -> Stored | Undecodable:
+    async def decode(self, body: bytes, boxes: Sequence[Sequence[float]] = ()) -> Stored | Undecodable:
         """Run :func:`laion_assets.image.check_and_resize` in one of the processes.
 
         Returns:
@@ -80,29 +85,79 @@ class Decoder:
         Raises:
             LaionAssetsError: if no process can be started.
         """
+        try:
+            bounded = bound_boxes(boxes)
+        except ValueError as error:
+            return Undecodable(outcome=Outcome.UNDECODABLE, message=f"{error}")
         async with self._turns:
-            found = await self._decode_once(body)
+            found = await self._decode_once(body, bounded)
             if isinstance(found, int) and found == -signal.SIGKILL:
                 # The kernel, short of memory, may have killed it for another's need.
-                found = await self._decode_once(body)
+                found = await self._decode_once(body, bounded)
         if isinstance(found, int):
             return Undecodable(outcome=Outcome.DECODER_DIED, message=f"decoder died: {_cause(found)}")
         return found
 
-    async def _decode_once(self, body: bytes) -> Stored | Undecodable | int:
-        """The answer, or the exit code of the process that died."""
-        worker = self._idle.pop() if self._idle else await self._start()
+    async def _decode_once(self, body: bytes, boxes: Sequence[Box]) -> Stored | Undecodable | int:
+        """The answer, or the exit code of the process that died of it."""
+        while True:
+            seat = min(self._seats, key=lambda seat: seat.asked)
+            with suppress(_NotBegun):
+                return await seat.ask(body, boxes)
+
+
+class _NotBegun(Exception):
+    """The process died of the picture before."""
+
+
+class _Seat:
+    """A place for one process, taken by another when it dies."""
+
+    def __init__(self, policy: ImagePolicy) -> None:
+        self._policy = policy
+        self._starting = asyncio.Lock()
+        self._all: set[_Worker] = set()
+        self.worker: _Worker | None = None
+        self.asked = 0
+        """Pictures that wait for an answer from here."""
+
+    async def ask(self, body: bytes, boxes: Sequence[Box]) -> Stored | Undecodable | int:
+        """The answer, or the exit code of the process that died of it.
+
+        Raises:
+            _NotBegun: if it died of another picture, before it began this one.
+        """
+        self.asked += 1
         try:
-            async with asyncio.timeout(self._policy.decode_timeout_s * _WALL_S_PER_CPU_S):
-                answer = await worker.ask(body)
-        except (TimeoutError, EOFError, ConnectionError, ValueError):
-            return await self._bury(worker)
-        except BaseException:
-            # Cancelled half-way: half an answer is in its pipe.
-            await self._bury(worker)
-            raise
-        self._idle.append(worker)
-        return answer
+            worker = await self.filled()
+            try:
+                return await worker.ask(body, boxes, self._policy.decode_timeout_s * _WALL_S_PER_CPU_S)
+            except _NotBegun:
+                raise
+            except (TimeoutError, EOFError, ConnectionError, ValueError):
+                return await self._bury(worker)
+            except BaseException:
+                # Cancelled half-way: half an answer is in its pipe, or one that nobody waits for will be.
+                await self._bury(worker)
+                raise
+        finally:
+            self.asked -= 1
+
+    async def filled(self) -> _Worker:
+        """The process here, started if there is none.
+
+        Raises:
+            LaionAssetsError: if it cannot be started.
+        """
+        async with self._starting:
+            if self.worker is None:
+                self.worker = await self._start()
+            return self.worker
+
+    async def clear(self) -> None:
+        """End the process here, also one that was about to start."""
+        self.worker = None
+        await asyncio.gather(*(worker.end() for worker in self._all))
 
     async def _start(self) -> _Worker:
         process = await asyncio.create_subprocess_exec(
@@ -131,6 +186,8 @@ class Decoder:
         return worker
 
     async def _bury(self, worker: _Worker) -> int:
+        if self.worker is worker:
+            self.worker = None
         self._all.discard(worker)
         return await worker.end()
 
@@ -140,29 +197,60 @@ class _Worker:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.is_ready = False
+        self._turn = asyncio.Lock()
+        self._is_over = False
 
     async def greet(self) -> None:
         if await self._read(len(_READY)) != _READY:
             raise EOFError
-        self.is_ready = True
 
-    async def ask(self, body: bytes) -> Stored | Undecodable:
+    async def ask(self, body: bytes, boxes: Sequence[Box], seconds: float) -> Stored | Undecodable:
+        """The answer for one picture; answers come in the order of the requests.
+
+        Raises:
+            _NotBegun: if the process died before it began this one.
+            TimeoutError: if it began this one and does not answer for so long.
+            EOFError, ConnectionError, ValueError: if it died of this one, or its answer makes no sense.
+        """
         assert self.process.stdin is not None
-        self.process.stdin.write(_REQUEST.pack(len(body)))
-        self.process.stdin.write(body)
-        await self.process.stdin.drain()
-        json_bytes, jpeg_bytes = _ANSWER.unpack(await self._read(_ANSWER.size))
+        if not self._is_over:
+            # At most one picture more than the process holds is in the pipe: nothing need wait for it.
+            request = _REQUEST.pack(len(body), len(boxes))
+            self.process.stdin.writelines([request, *(_BOX.pack(*box) for box in boxes), body])
+        # The lock is taken in the order of asking: nothing is awaited between writing and waiting for it.
+        async with self._turn:
+            if self._is_over:
+                raise _NotBegun
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._answer()
+            except BaseException:
+                self._is_over = True
+                raise
+
+    async def _answer(self) -> Stored | Undecodable:
+        text_bytes, picture_bytes, *sizes = _ANSWER.unpack(await self._read(_ANSWER.size))
         # The process may be in a picture's hands, so its answer is bounded like any other.
-        if json_bytes > _MAX_JSON_BYTES or jpeg_bytes > _MAX_JPEG_BYTES:
-            raise ValueError("answer too long")
-        fields = json.loads(await self._read(json_bytes))
-        if "outcome" in fields:
-            return Undecodable(outcome=Outcome(fields["outcome"]), message=str(fields["message"]))
-        return Stored(jpeg=await self._read(jpeg_bytes), **fields)
+        if text_bytes > _MAX_TEXT_BYTES or picture_bytes > _MAX_PICTURE_BYTES or max(sizes) > _MAX_SIDE:
+            raise ValueError("answer out of bounds")
+        rest = await self._read(text_bytes + picture_bytes)
+        text, encoded = rest[:text_bytes].decode(), rest[text_bytes:]
+        if not encoded:
+            outcome, _, message = text.partition(" ")
+            return Undecodable(outcome=Outcome(outcome), message=message)
+        width, height, original_width, original_height = sizes
+        return Stored(
+            encoded=encoded,
+            width=width,
+            height=height,
+            original_width=original_width,
+            original_height=original_height,
+            exif=text,
+        )
 
     async def end(self) -> int:
         """Kill the process if it still runs, and wait for it; its exit code."""
+        self._is_over = True
         exited = asyncio.ensure_future(self.process.wait())
         if self._reached_end():
             # One that closed its pipe is about to end by itself, and its own code says why it did. (Not
@@ -209,28 +297,31 @@ def main() -> None:
     answers.flush()
     requests = sys.stdin.buffer
     while len(head := requests.read(_REQUEST.size)) == _REQUEST.size:
-        (length,) = _REQUEST.unpack(head)
+        length, count = _REQUEST.unpack(head)
+        boxes = list(_BOX.iter_unpack(requests.read(count * _BOX.size)))
         body = requests.read(length)
         if len(body) < length:
             return
-        _answer(answers, _decode_within(body, policy))
+        _answer(answers, _decode_within(body, policy, boxes))
 
 
-def _decode_within(body: bytes, policy: ImagePolicy) -> Stored | Undecodable:
+def _decode_within(body: bytes, policy: ImagePolicy, boxes: Sequence[Box]) -> Stored | Undecodable:
     # SIGPROF ends the process when the timer, which counts its CPU time, runs out.
     signal.setitimer(signal.ITIMER_PROF, policy.decode_timeout_s)
     try:
-        return check_and_resize(body, policy)
+        return check_and_resize(body, policy, boxes)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _answer(answers: BinaryIO, found: Stored | Undecodable) -> None:
-    fields = asdict(found)
-    jpeg = fields.pop("jpeg", b"")
-    text = json.dumps(fields).encode()
-    answers.write(_ANSWER.pack(len(text), len(jpeg)) + text)
-    answers.write(jpeg)
+    if isinstance(found, Stored):
+        text, encoded = found.exif.encode(), found.encoded
+        sizes = (found.width, found.height, found.original_width, found.original_height)
+    else:
+        text, encoded, sizes = f"{found.outcome} {found.message}".encode(), b"", (0, 0, 0, 0)
+    # Whole, so that it is one call of the system's.
+    answers.write(b"".join((_ANSWER.pack(len(text), len(encoded), *sizes), text, encoded)))
     answers.flush()
 
 

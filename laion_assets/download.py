@@ -44,7 +44,7 @@ _FEWEST_FILES_BESIDES: Final = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A picture in the journal: where its JPEG lies, and what :class:`laion_assets.image.Stored` says."""
+    """A picture in the journal: where its bytes lie, and what :class:`laion_assets.image.Stored` says."""
 
     offset: int
     size: int
@@ -94,7 +94,7 @@ def download(
 
     Args:
         urls: what to ask for.
-        journal: keeps what is finished, the JPEGs included; of an earlier run over the same URLs, or empty.
+        journal: keeps what is finished, pictures included; of an earlier run over the same URLs, or empty.
         fetch_policy: what may be asked of the web.
         image_policy: what is accepted, and how it is stored.
         transport: what performs a GET; the real one by default.
@@ -225,7 +225,7 @@ class _Keeper:
         if stored is not None:
             kept["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
         async with self._turn:
-            entry = self._journal.append(kept, b"" if stored is None else stored.jpeg)
+            entry = self._journal.append(kept, b"" if stored is None else stored.encoded)
             if self._journal.unsynced >= _MOST_UNSYNCED:
                 # In another thread: a disk takes milliseconds, in which hundreds of answers come in.
                 await asyncio.to_thread(self._journal.sync)

@@ -31,8 +31,6 @@ PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
 WRITER: Final = "laion_assets"
 
 _REQUIRED: Final = ("url", "key", "status")
-# img2dataset's encode_format.
-_PICTURE_EXTENSIONS: Final = (*STORED_EXTENSIONS, "webp")
 _REMEDY: Final = (
     "Place the three files that img2dataset wrote for this shard again, or remove them to have the shard "
     "downloaded."
@@ -145,7 +143,7 @@ def _check_stats(path: Path, rows: int, statuses: Counter[str]) -> None:
 
 def _check_pictures(tar: Path, successes: set[str], index: dict[str, dict[str, Member]]) -> None:
     for stem, members in index.items():
-        pictures = [extension for extension in _PICTURE_EXTENSIONS if extension in members]
+        pictures = [extension for extension in STORED_EXTENSIONS if extension in members]
         if stem not in successes:
             raise _misaligned(tar, "pictures of the table's successes only", f"members of {stem}")
         if len(pictures) != 1:

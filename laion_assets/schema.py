@@ -55,6 +55,8 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     PROTOCOL = "protocol"
     NOT_AN_IMAGE = "not_an_image"
+    TOO_SMALL = "too_small"  # a side shorter than is wanted
+    ASPECT_RATIO = "aspect_ratio"  # one side too long for the other
     TOO_MANY_PIXELS = "too_many_pixels"
     UNDECODABLE = "undecodable"
     DECODER_DIED = "decoder_died"
@@ -83,6 +85,7 @@ class SetAside(StrEnum):
     SIMILARITY_ABOVE_ONE = "similarity_above_one"
     SIMILARITY_BELOW_ZERO = "similarity_below_zero"
     MISSING_IMAGE = "missing_image"
+    NOT_TFDS_FORMAT = "not_tfds_format"  # a picture that TensorFlow Datasets does not decode
     UNREADABLE_IMAGE = "unreadable_image"
     NOT_THREE_CHANNELS = "not_three_channels"
     WRONG_SIZE = "wrong_size"

@@ -29,7 +29,7 @@ from laion_assets.formats.publish import (
     vouch,
 )
 from laion_assets.formats.webdataset import open_tar
-from laion_assets.image import ImagePolicy
+from laion_assets.image import ImagePolicy, StoredFormat
 from laion_assets.layout import Layout, ShardId
 from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
 from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, OUTCOME_PREFIX, SAMPLES, Outcome, Status
@@ -42,7 +42,17 @@ CODE_VERSION: Final = "1"
 # The settings that decide which pictures a shard has and what they look like. Limits of time, memory and
 # concurrency are not among them, so that changing one does not ask the web for everything again.
 _FETCH_SETTINGS: Final = ("max_body_bytes", "max_redirects", "ports", "allow_loopback", "honour_opt_out")
-_IMAGE_SETTINGS: Final = ("size", "mode", "only_if_bigger", "quality", "max_pixels", "max_jpeg_scans")
+_IMAGE_SETTINGS: Final = (
+    "size",
+    "mode",
+    "only_if_bigger",
+    "format",
+    "quality",
+    "min_size",
+    "max_aspect_ratio",
+    "max_pixels",
+    "max_jpeg_scans",
+)
 
 _TEXTS: Final = ("caption", "url", "NSFW", "LICENSE")
 # img2dataset's status_dict has an entry for each message, without end.
@@ -140,7 +150,9 @@ def download_images(
             outcomes[index] = outcome
         table = _table(rows, outcomes)
         parquet.write_table(draft.path(layout.images_table(shard).name), table, IMAGES)
-        _write_tar(draft.path(layout.images_tar(shard).name), table, outcomes, journal.path)
+        _write_tar(
+            draft.path(layout.images_tar(shard).name), table, outcomes, journal.path, image_policy.format
+        )
         tally = _tally(outcomes)
         _write_stats(draft.path(layout.images_stats(shard).name), tally, outcomes)
         return tally
@@ -179,7 +191,9 @@ def _table(rows: pa.Table, outcomes: Sequence[Download]) -> pa.Table:
     return pa.table(columns, schema=IMAGES)
 
 
-def _write_tar(path: Path, table: pa.Table, outcomes: Sequence[Download], pictures: Path) -> None:
+def _write_tar(
+    path: Path, table: pa.Table, outcomes: Sequence[Download], pictures: Path, format_: StoredFormat
+) -> None:
     """Write picture, caption and row of each success, in key order."""
     batches = table.select(IMAGES_IMG2DATASET.names).to_batches(max_chunksize=_BATCH_ROWS)
     rows = (row for batch in batches for row in batch.to_pylist())
@@ -187,8 +201,8 @@ def _write_tar(path: Path, table: pa.Table, outcomes: Sequence[Download], pictur
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome.picture is None:
                 continue
-            jpeg = os.pread(source.fileno(), outcome.picture.size, outcome.picture.offset)
-            tar.add(f"{row['key']}.jpg", jpeg)
+            picture = os.pread(source.fileno(), outcome.picture.size, outcome.picture.offset)
+            tar.add(f"{row['key']}.{format_}", picture)
             tar.add(f"{row['key']}.txt", (row["caption"] or "").encode())
             tar.add(f"{row['key']}.json", _row_json(row))
 

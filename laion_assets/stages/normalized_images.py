@@ -22,7 +22,7 @@ from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, THREE_CHANNEL_MODES
+from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, TFDS_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
@@ -30,7 +30,7 @@ from laion_assets.normalization import normalize_metadata, set_aside_reasons
 from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def _look_at_pictures(
 def _look_at_picture(
     descriptor: int, members: Mapping[str, Member], tar: Path, *, decode: bool
 ) -> _Picture | _Refused:
-    found = [members[extension] for extension in STORED_EXTENSIONS if extension in members]
+    found = [extension for extension in STORED_EXTENSIONS if extension in members]
     if not found:
         return _Refused(reason=SetAside.MISSING_IMAGE, detail=f"the tar has only {sorted(members)}"[:200])
     if len(found) > 1:
@@ -127,7 +127,10 @@ def _look_at_picture(
             found=f"{len(found)} for one key",
             remedy="Make or place the shard again.",
         )
-    member = found[0]
+    if found[0] not in TFDS_EXTENSIONS:
+        detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {found[0]}"
+        return _Refused(reason=SetAside.NOT_TFDS_FORMAT, detail=detail)
+    member = members[found[0]]
     body = os.pread(descriptor, member.size, member.offset)
     try:
         # Opening reads the header only.

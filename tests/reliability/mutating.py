@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 import pyarrow.parquet as pq
 
@@ -192,10 +193,112 @@ def _json_field(data: bytes, other: bytes, rng: Random) -> bytes:
     return data[: where.start()] + rng.choice([b"%d" % digit for digit in range(10)]) + data[where.end() :]
 
 
+# -- fields of pictures -----------------------------------------------------------------------------------
+
+# What counts, sizes and offsets are made, as big-endian bytes.
+_NUMBERS: Final = (0, 1, 2, 7, 16, 255, 256, 4095, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def _number(data: bytes, start: int, stop: int, order: Literal["big", "little"], rng: Random) -> bytes:
+    """Another number of one, two or four bytes somewhere within."""
+    size = rng.choice((1, 1, 2, 4))
+    at = rng.randrange(start, max(start + 1, min(stop, len(data)) - size + 1))
+    value = rng.choice((*_NUMBERS, rng.randrange(1 << 32))) % (1 << 8 * size)
+    return data[:at] + value.to_bytes(size, order) + data[at + size :]
+
+
+def _jpeg_field(data: bytes, other: bytes, rng: Random) -> bytes:
+    """A field of a segment before the first scan, or the segment itself: dropped, doubled, or another's."""
+    segments = _jpeg_segments(data)
+    start, stop = rng.choice(segments)
+    what = rng.random()
+    if what < 0.6:
+        # Its length and what follows first matter most.
+        return _number(data, start + 1, min(stop, start + 24), "big", rng)
+    taken = {0: b"", 1: data[start:stop] * 2}.get(int(10 * what) - 6)
+    if taken is None:
+        taken = other[slice(*rng.choice(_jpeg_segments(other)))]
+    return data[:start] + taken + data[stop:]
+
+
+def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
+    segments, at = [], 2
+    while not segments or data[segments[-1][0] + 1] != 0xDA:
+        stop = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        segments.append((at, stop))
+        at = stop
+    return segments
+
+
+def _png_field(data: bytes, other: bytes, rng: Random) -> bytes:
+    """A chunk's contents or name, or the chunk itself, as with a JPEG's segment; its checksum is right."""
+    chunks = _png_chunks(data)
+    index = rng.randrange(len(chunks))
+    name, body = chunks[index]
+    what = rng.random()
+    if what < 0.25 and name == b"IDAT":
+        rows = _number(
+            zlib.decompress(b"".join(body for name, body in chunks if name == b"IDAT")), 0, 99, "big", rng
+        )
+        taken = [(b"IDAT", zlib.compress(rows[: rng.choice((len(rows), rng.randrange(len(rows))))]))]
+    elif what < 0.6:
+        taken = [(name, _number(body, 0, min(len(body), 24), "big", rng) if body else b"\0")]
+    elif what < 0.8:
+        taken = [] if what < 0.7 else chunks[index : index + 1] * 2
+    elif what < 0.9:
+        taken = [(rng.choice((b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"zTXt")), body)]
+    else:
+        taken = [rng.choice(_png_chunks(other))]
+    made = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in (*chunks[:index], *taken, *chunks[index + 1 :])
+    )
+    return data[:8] + made
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, at = [], 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += size + 12
+    return chunks
+
+
+def _webp_field(data: bytes, _: bytes, rng: Random) -> bytes:
+    """A chunk's name, length or first bytes, which hold its sizes."""
+    starts, at = [], 12
+    while at < len(data):
+        starts.append(at)
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
+    at = rng.choice((0, *starts))
+    if at and rng.random() < 0.2:
+        name = rng.choice((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"JUNK"))
+        return data[:at] + name + data[at + 4 :]
+    return _number(data, at + 4, at + 32, "little", rng)
+
+
+def _gif_field(data: bytes, _: bytes, rng: Random) -> bytes:
+    """A number of the screen's, or of a frame's or an extension's beginning."""
+    begins = [found.start() for found in re.finditer(rb"[\x2c\x21]", data)]
+    start = rng.choice((6, rng.choice(begins)))
+    return _number(data, start, start + 11, "little", rng)
+
+
+def _bmp_field(data: bytes, _: bytes, rng: Random) -> bytes:
+    """A number of the headers."""
+    return _number(data, 2, 54, "little", rng)
+
+
 _OF_FORMAT: Final[Mapping[str, Callable[[bytes, bytes, Random], bytes]]] = {
     "Parquet": _parquet_field,
     "npy": _npy_field,
     "tar": _tar_field,
     "TFRecord": _tfrecord_field,
     "JSON": _json_field,
+    "JPEG": _jpeg_field,
+    "PNG": _png_field,
+    "WEBP": _webp_field,
+    "GIF": _gif_field,
+    "BMP": _bmp_field,
 }

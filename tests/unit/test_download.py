@@ -68,7 +68,7 @@ def test_real_photographs_over_a_real_connection(tmp_path, serve):
             assert (one.status, one.outcome) == (Status.FAILED_TO_RESIZE, Outcome.NOT_AN_IMAGE)
             continue
         expected = check_and_resize(body, IMAGE)
-        assert pictures[one.picture.offset :][: one.picture.size] == expected.jpeg
+        assert pictures[one.picture.offset :][: one.picture.size] == expected.encoded
         assert (one.picture.width, one.picture.height) == (expected.width, expected.height)
     assert sum(one.outcome is Outcome.SUCCESS for one in found) >= 38
     assert found[-1].outcome is Outcome.HTTP_4XX

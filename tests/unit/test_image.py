@@ -42,7 +42,7 @@ def quarters(width=160, height=96):
 def stored(body, policy=SMALL):
     found = check_and_resize(body, policy)
     assert isinstance(found, Stored), found
-    with Image.open(io.BytesIO(found.jpeg)) as picture:
+    with Image.open(io.BytesIO(found.encoded)) as picture:
         assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (found.width, found.height))
         picture.load()
         return found, picture.copy()
@@ -206,7 +206,7 @@ def test_a_border_is_white_and_the_picture_in_its_middle():
 def test_without_resizing_a_clean_jpeg_is_kept_and_anything_else_encoded():
     policy = ImagePolicy(mode="no")
     clean = encoded(quarters(), quality=60)
-    assert check_and_resize(clean, policy).jpeg == clean
+    assert check_and_resize(clean, policy).encoded == clean
     exif = Image.Exif()
     exif[0x0112] = 6
     for body in (
@@ -215,7 +215,7 @@ def test_without_resizing_a_clean_jpeg_is_kept_and_anything_else_encoded():
         encoded(quarters(), "PNG"),
     ):
         found, _ = stored(body, policy)
-        assert found.jpeg != body
+        assert found.encoded != body
     assert refused(clean[:-40], policy) is Outcome.UNDECODABLE
 
 
@@ -226,7 +226,7 @@ def test_a_resized_picture_carries_nothing_along():
     body = encoded(quarters(), exif=exif, icc_profile=profile, comment=b"secret comment")
     for policy in (SMALL, ImagePolicy(size=512)):
         found, picture = stored(body, policy)
-        assert b"secret" not in found.jpeg
+        assert b"secret" not in found.encoded
         assert not {"exif", "icc_profile", "comment"} & picture.info.keys()
 
 

@@ -142,7 +142,7 @@ def test_every_row_gets_an_outcome_and_every_success_a_picture(tmp_path):
     with tarfile.open(layout.images_tar(SHARD)) as tar:
         for number in successes:
             key = f"00012{number:04d}"
-            assert tar.extractfile(f"{key}.jpg").read() == check_and_resize(jpeg(number), IMAGE).jpeg
+            assert tar.extractfile(f"{key}.jpg").read() == check_and_resize(jpeg(number), IMAGE).encoded
             assert tar.extractfile(f"{key}.txt").read().decode() == f"caption {number}"
             told = json.load(tar.extractfile(f"{key}.json"))
             assert list(told) == IMAGES_IMG2DATASET.names
