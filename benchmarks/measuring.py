@@ -98,11 +98,16 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: Path
     )
 
 
-def busy_shares(samples: Sequence[Sample], start_s: float, end_s: float) -> tuple[float, float]:
-    """Share of all cores' time that everything, and that the program, used between two times."""
+def busy_shares(
+    samples: Sequence[Sample], start_s: float, end_s: float
+) -> tuple[float, float] | tuple[None, None]:
+    """Share of all cores' time that everything, and that the program, used between two times.
+
+    None where fewer than two samples lie between them.
+    """
     within = [sample for sample in samples if start_s <= sample.time_s <= end_s]
     if len(within) < 2:
-        return float("nan"), float("nan")
+        return None, None
     first, last = within[0], within[-1]
     total = last.total_s - first.total_s
     return (last.busy_s - first.busy_s) / total, (last.cpu_s - first.cpu_s) / total

@@ -46,6 +46,7 @@ def main() -> None:
             }
         )
     report: dict[str, Any] = {"shards": shards, "first": min(seen), "last": max(seen)}
+    report["parent_cpu_s"] = time.process_time()  # the rest is its decoding processes'
     # When each tenth of the URLs was done, to see what the last of them cost.
     seen.sort()
     report["tenths"] = [seen[len(seen) * tenth // 10 - 1] for tenth in range(1, 11)] if len(seen) > 9 else []
