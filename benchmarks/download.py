@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,8 @@ REMARKS: Final = (
 def main() -> None:
     """Measure what is asked for, print it, write it."""
     arguments = _parse()
+    # So that nginx and what is being measured end with this, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console(stderr=True)
     try:
         results = measure_all(arguments, console)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -152,7 +153,8 @@ def host_numbers(count: int, rng: np.random.Generator, web_urls: Path = WEB_URLS
     return [int(rank) % HOSTS for rank in rng.choice(3_600, size=count, p=weights / weights.sum())]
 
 
-def _real_ranks(web_urls: Path) -> list[int]:
+@cache
+def _real_ranks(web_urls: Path) -> tuple[int, ...]:
     """Rank of the registered domain of each real URL, the most frequent having rank 0."""
     domains = []
     for url in pq.read_table(web_urls, columns=["URL"])["URL"].to_pylist():
@@ -161,7 +163,7 @@ def _real_ranks(web_urls: Path) -> list[int]:
         except BadUrl:
             continue
     ranks = {domain: rank for rank, (domain, _) in enumerate(Counter(domains).most_common())}
-    return [ranks[domain] for domain in domains]
+    return tuple(ranks[domain] for domain in domains)
 
 
 def _url(scheme: str, kind: str, host: int, picture: str, ports: Ports, number: int) -> str:
