@@ -2,6 +2,7 @@
 # make test    all tests
 # make check   format, lint, types, tests
 # make ui      Dagster's UI on 127.0.0.1
+# make bench-download   measure downloading, ours and img2dataset's (bench-download-quick: does it work?)
 # make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
 # The first of these that is a Python this project runs on.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow crash-test crash-test-long lock clean
+.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -34,6 +35,19 @@ crash-test: $(VENV)/dev
 
 crash-test-long: $(VENV)/dev
 	LAION_LONG=1 $(BIN)/python -m pytest -m "slow or not slow" -s --timeout 14400 tests/reliability
+
+# Some twenty minutes; it needs Linux, openssl and nginx with its echo module, and says so.
+bench-download: $(VENV)/runtime .venv-img2dataset/done
+	$(BIN)/python -m benchmarks.download --output benchmarks/results/download.json
+
+bench-download-quick: $(VENV)/runtime .venv-img2dataset/done
+	$(BIN)/python -m benchmarks.download --quick
+
+# Apart, since its versions of numpy, pandas and OpenCV are its own.
+.venv-img2dataset/done: requirements/img2dataset.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv .venv-img2dataset
+	@.venv-img2dataset/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .
@@ -59,13 +73,16 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "Could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 
+RESOLVE := uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --no-emit-index-url --no-emit-find-links
+
 # Resolve the requirements anew (needs uv).
 lock:
 	for extra in runtime dev; do \
-		uv pip compile pyproject.toml requirements/build.in --universal --python-version 3.11 \
-			$$(test $$extra = dev && echo "--all-extras -c requirements/runtime.txt") --generate-hashes \
-			--no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements/$$extra.txt; \
+		$(RESOLVE) pyproject.toml requirements/build.in -o requirements/$$extra.txt \
+			$$(test $$extra = dev && echo "--all-extras -c requirements/runtime.txt"); \
 	done
+	$(RESOLVE) requirements/img2dataset.in -o requirements/img2dataset.txt
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .venv-img2dataset .bench .demo

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,17 @@ PHOTOGRAPHS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "
 # Long sides of LAION-400M's pictures, by its WIDTH and HEIGHT: 65, 27 and 6 % reach 256, 512 and 1024.
 _SMALL_SIDES: Final = ((96, 256, 0.35), (256, 512, 0.38), (512, 1024, 0.21), (1024, 1800, 0.06))
 _LARGE_SIDES: Final = ((1500, 3000, 1.0),)
-_SMALL_FORMATS: Final = (("jpg", 0.855), ("png", 0.07), ("webp", 0.05), ("gif", 0.025))
+_SMALL_FORMATS: Final = (("jpg", 0.82), ("png", 0.1), ("webp", 0.05), ("gif", 0.03))
 _LARGE_FORMATS: Final = (("jpg", 1.0),)
-_QUALITIES: Final = (80, 85, 90, 95)
+_QUALITIES: Final = (85, 90, 92, 95)
 _PROGRESSIVE: Final = 0.2
 # Longer ones are photographs and hence JPEG or WebP, and would make up half of all bytes here.
 _LONGEST_LOSSLESS: Final = 512
 # Enlarged photographs are too smooth; this much noise (of 255) gives back the bytes a camera's have.
 _GRAIN: Final = 2.0
-_GENERATED: Final = 24
+_GENERATED: Final = 12
+# About 1 in photographs; with this, the files are about as long as theirs.
+_FALL_OFF: Final = 1.5
 _GENERATED_SIZE: Final = (1280, 960)
 
 
@@ -45,6 +48,7 @@ class Corpus:
         names: their file names.
         source: what they are crops of, for people to read.
         mean_bytes: mean length of a file.
+        formats: file extension -> how many files.
         reaching: long side -> share of the files that reach it.
     """
 
@@ -52,10 +56,11 @@ class Corpus:
     names: tuple[str, ...]
     source: str
     mean_bytes: float
+    formats: dict[str, int]
     reaching: dict[int, float]
 
 
-def make_corpus(cache: Path, kind: str, *, count: int, seed: int) -> Corpus:
+def make_corpus(cache: Path, kind: str, *, count: int, seed: int, photographs: Path = PHOTOGRAPHS) -> Corpus:
     """Make pictures, or find them in the cache.
 
     Args:
@@ -63,21 +68,23 @@ def make_corpus(cache: Path, kind: str, *, count: int, seed: int) -> Corpus:
         kind: "small" (LAION-400M's own sizes) or "large" (1,500 to 3,000 pixels, JPEG).
         count: how many.
         seed: of every choice.
+        photographs: folder of what they are cut from; without any, pictures are generated.
     """
-    photographs = sorted(path for path in PHOTOGRAPHS.rglob("*") if path.suffix in (".jpg", ".png"))
-    origin = "photographs" if photographs else "generated"
+    found = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))
+    origin = "photographs" if found else "generated"
     folder = cache / f"{kind}-{origin}-{count}-{seed}-v{VERSION}"
     index = folder / "index.json"
     if not index.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        index.write_text(json.dumps(_make(folder, kind, photographs, count, seed)))
+        index.write_text(json.dumps(_make(folder, kind, found, count, seed)))
     sides: list[tuple[str, int, int]] = [tuple(entry) for entry in json.loads(index.read_text())]
     return Corpus(
         folder=folder,
         names=tuple(name for name, _, _ in sides),
-        source=f"crops of {len(photographs)} photographs" if photographs else "generated pictures",
+        source=f"crops of {len(found)} photographs" if found else "generated pictures",
         mean_bytes=sum(size for _, _, size in sides) / len(sides),
+        formats=dict(Counter(name.rsplit(".", 1)[1] for name, _, _ in sides)),
         reaching={side: sum(long >= side for _, long, _ in sides) / len(sides) for side in (256, 512, 1024)},
     )
 
@@ -141,15 +148,14 @@ def _save(picture: Image.Image, path: Path, rng: np.random.Generator) -> None:
 
 
 def _generate(rng: np.random.Generator) -> Iterator[Image.Image]:
-    """Pictures whose detail falls off with its fineness, as in photographs."""
+    """Noise whose amplitude falls off with its frequency as it does in photographs."""
     width, height = _GENERATED_SIZE
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = 1
     for _ in range(_GENERATED):
-        canvas = np.full((height, width, 3), 128.0, np.float32)
-        for octave in range(8):
-            cells = rng.normal(0, 60 * 0.62**octave, (2 + 2**octave, 2 + 2**octave, 3))
-            for channel in range(3):
-                layer = Image.fromarray(cells[..., channel].astype(np.float32))
-                canvas[..., channel] += np.asarray(
-                    layer.resize((width, height), Image.Resampling.BICUBIC), np.float32
-                )
-        yield Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+        channels = []
+        for _ in range(3):
+            noise = np.fft.rfft2(rng.normal(size=(height, width))) / frequency**_FALL_OFF
+            values = np.fft.irfft2(noise, (height, width))
+            channels.append(128 + 60 * (values - values.mean()) / values.std())
+        yield Image.fromarray(np.stack(channels, -1).clip(0, 255).astype(np.uint8))

@@ -1,58 +1,194 @@
-"""Measures downloading, ours beside img2dataset's: ``python -m benchmarks.download --help``."""
+"""Measures downloading, ours beside img2dataset's, from a web on the loopback interface.
+
+``make bench-download`` runs all of it and writes ``benchmarks/results/download.json``. To see ours alone:
+``python -m benchmarks.download --only ours --scenario https``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
+from rich.console import Console
+
+from benchmarks import programs, server, urls
 from benchmarks.corpus import make_corpus
-from benchmarks.programs import run_img2dataset, run_ours
-from benchmarks.server import check_programs, serving, trusted_bundle
-from benchmarks.urls import make_urls
+from benchmarks.measuring import Failed
+from benchmarks.report import describe_machine, headline, medians, tables
+from benchmarks.scenarios import OURS, SCENARIOS, THEIRS, Bench, compete, dead_hosts, many_shards, start_up
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+CACHE: Final = REPOSITORY / ".bench"
+IMG2DATASET: Final = REPOSITORY / ".venv-img2dataset" / "bin" / "img2dataset"
+_ONLY: Final = {"ours": (OURS,), "img2dataset": (THEIRS,), "both": (OURS, THEIRS)}
+_PARTS: Final = (*SCENARIOS, "shards", "dead")
+
+# Setting -> its value in full and with --quick.
+_SIZES: Final = {
+    "rounds": (3, 1),
+    "urls": (2_000, 200),
+    "dead_urls": (4_000, 200),
+    "shards": (50, 5),
+    "urls_per_shard": (100, 20),
+    "small_pictures": (600, 120),
+    "large_pictures": (60, 8),
+}
+
+REMARKS: Final = (
+    "Both programs verify certificates, which is their default, and trust the system's authorities and ours.",
+    "The lead over HTTPS rests on the TLS context that img2dataset makes for each connection, as urllib does",
+    "before Python 3.12: tls_context_cpu_ms each, most of it reading authorities. That over HTTP does not.",
+    "Each answer comes after latency_s; connecting and TLS take no round trips' time. HTTP/1.1, keep-alive.",
+    "A list has more URLs than there are files: each file is served under many URLs.",
+    "nginx runs on the same cores; its CPU time is in cores_busy and in no program's own.",
+    "cpu and rate ratios are net of start-up, which a list of one URL measures; whole_ ratios have it in.",
+    "SSIM (11 x 11 Gaussian window, Wang et al. 2004) is of grey values, PSNR of all channels; both against",
+    "the original, reduced from full size with Lanczos's filter and not encoded.",
+    "bare is decoding, reducing and encoding in one thread; bare_twice is that with two threads at once.",
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--scenario", default="https")
-    parser.add_argument("--only", default="both")
-    parser.add_argument("--urls", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fetch", default="{}")
-    parser.add_argument("--img2dataset", type=Path, default=REPOSITORY / ".venv-img2dataset/bin/img2dataset")
-    a = parser.parse_args()
-    print(check_programs())
-    cache = REPOSITORY / ".bench"
-    small = make_corpus(cache / "corpora", "small", count=600, seed=1)
-    print(small.source, small.mean_bytes, small.reaching)
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    """Measure what is asked for, print it, write it."""
+    arguments = _parse()
+    # So that nginx and what is being measured end with this, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console(stderr=True)
+    try:
+        results = measure_all(arguments, console)
+    except (Failed, server.Missing) as error:
+        console.print(str(error), markup=False, style="red")
+        sys.exit(1)
+    screen = Console(width=None if sys.stdout.isatty() else 150)
+    for table in tables(results):
+        screen.print(table)
+    for remark in REMARKS:
+        screen.print(remark, markup=False, highlight=False)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps({**results.pop("headline"), **results}, indent=1) + "\n")
+
+
+def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Every measurement asked for, and what was made of them.
+
+    Raises:
+        Missing: if a program is missing.
+        Failed: if one ends with an error, or leaves URLs out.
+    """
+    sizes = {name: getattr(arguments, name) for name in _SIZES}
+    with _prepared(arguments, console) as (bench, machine):
+        results: dict[str, Any] = {"machine": machine, "settings": _settings(arguments, bench)}
+        results["start_up"] = start_up(bench, sizes["rounds"])
+        scenarios = [name for name in SCENARIOS if name in arguments.scenario]
+        results["scenarios"] = {
+            name: compete(bench, name, sizes["urls"], sizes["rounds"]) for name in scenarios
+        }
+        results["medians"] = {
+            name: medians(found, results["start_up"]) for name, found in results["scenarios"].items()
+        }
+        if OURS in bench.programs and "shards" in arguments.scenario:
+            results["many_shards"] = many_shards(bench, sizes["shards"], sizes["urls_per_shard"])
+        if OURS in bench.programs and "dead" in arguments.scenario:
+            results["dead_hosts"] = {
+                name: dead_hosts(bench, name, sizes["dead_urls"]) for name in ("https", "http")
+            }
+    results["headline"] = headline(results)
+    return results
+
+
+@contextmanager
+def _prepared(arguments: argparse.Namespace, console: Console) -> Iterator[tuple[Bench, dict[str, Any]]]:
+    """Corpora made, and the web being served."""
+    nginx = server.check_programs()
+    if THEIRS in _ONLY[arguments.only] and not arguments.img2dataset.exists():
+        raise server.Missing("img2dataset is needed in a virtual environment of its own: make bench-download")
+    corpora = {
+        kind: make_corpus(CACHE / "corpora", kind, count=count, seed=arguments.seed)
+        for kind, count in (("small", arguments.small_pictures), ("large", arguments.large_pictures))
+    }
+    with tempfile.TemporaryDirectory(prefix="laion-bench-") as name:
         work = Path(name)
-        with serving(work / "server", cache / "corpora", frozenset()) as ports:
-            bundle = trusted_bundle(work / "server")
-            urls = make_urls(
-                a.urls, scheme=a.scenario, corpus=small.folder.name, names=small.names, ports=ports, seed=1
+        with server.serving(work / "server", CACHE / "corpora") as ports:
+            bundle = server.trusted_bundle(work / "server")
+            bench = Bench(
+                corpora=corpora,
+                ports=ports,
+                bundle=bundle,
+                work=work,
+                programs=_ONLY[arguments.only],
+                img2dataset=arguments.img2dataset,
+                fetch=json.loads(arguments.fetch),
+                image=json.loads(arguments.image),
+                seed=arguments.seed,
+                limit_s=arguments.limit_s,
+                say=lambda text: console.print(text, markup=False, highlight=False),
             )
-            print(urls.kinds)
-            for r in range(a.rounds):
-                for who in ("ours", "theirs"):
-                    if a.only not in ("both", who):
-                        continue
-                    if who == "ours":
-                        o = run_ours(
-                            urls, work / who, bundle, fetch=json.loads(a.fetch), image={}, limit_s=300
-                        )
-                    else:
-                        o = run_img2dataset(urls, work / who, bundle, program=a.img2dataset, limit_s=300)
-                    u = o.usage
-                    print(
-                        who,
-                        f"wall {u.wall_s:.1f} cpu {u.cpu_s:.1f} mem {u.peak_memory_bytes / 1e6:.0f} MB",
-                        o.successes,
-                        o.messages if r == 0 else "",
-                    )
+            yield bench, describe_machine(bundle, bench.img2dataset, nginx, bench.programs)
+
+
+def _settings(arguments: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    return {
+        **{name: getattr(arguments, name) for name in _SIZES},
+        "seed": bench.seed,
+        "scenarios": arguments.scenario,
+        "fetch": {"allow_loopback": True, **bench.fetch},
+        "image": bench.image,
+        "img2dataset": {
+            "processes_count": programs.PROCESSES,
+            "image_size": programs.SIZE,
+            "encode_quality": programs.QUALITY,
+            "timeout": programs.TIMEOUT_S,
+            "retries": programs.RETRIES,
+        },
+        "latency_s": server.LATENCY_S,
+        "nginx_workers": server.WORKERS,
+        "hosts": urls.HOSTS,
+        "hosts_after": "real URLs" if urls.WEB_URLS.exists() else "Zipf's law",
+        "failing": urls.FAILING,
+        "corpora": {
+            kind: {
+                "source": corpus.source,
+                "files": len(corpus.names),
+                "mean_bytes": corpus.mean_bytes,
+                "formats": corpus.formats,
+                "share_reaching": corpus.reaching,
+            }
+            for kind, corpus in bench.corpora.items()
+        },
+        "remarks": REMARKS,
+    }
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=_ONLY, default="both", help="which program (both)")
+    parser.add_argument(
+        "--scenario", nargs="+", choices=_PARTS, default=list(_PARTS), help="what is measured (everything)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it work?")
+    for name, (full, quick) in _SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{full}; with --quick {quick}")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fetch", default="{}", metavar="JSON", help="settings of FetchPolicy for ours")
+    parser.add_argument("--image", default="{}", metavar="JSON", help="settings of ImagePolicy for ours")
+    parser.add_argument("--img2dataset", type=Path, default=IMG2DATASET, help="its program")
+    parser.add_argument("--limit-s", type=float, default=900.0, help="longest that one run may take")
+    parser.add_argument("--output", type=Path, help="where the JSON goes; nowhere by default")
+    arguments = parser.parse_args()
+    for name, sizes in _SIZES.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, sizes[arguments.quick])
+    return arguments
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: Path
     samples = []
     with log.open("wb") as output:
         start = time.monotonic()
-        # A session of its own: that is how its processes are known.
+        # A session of its own, by which its processes are known even when their parent has ended.
         process = subprocess.Popen(
             command, env=dict(environment), stdout=output, stderr=output, start_new_session=True
         )
@@ -98,31 +98,30 @@ def measure(command: Sequence[str], *, environment: Mapping[str, str], log: Path
     )
 
 
-def busy_shares(samples: Sequence[Sample], start_s: float, end_s: float) -> tuple[float, float]:
-    """Share of all cores' time that everything, and that the program, used between two times."""
+def busy_shares(
+    samples: Sequence[Sample], start_s: float, end_s: float
+) -> tuple[float, float] | tuple[None, None]:
+    """Share of all cores' time that everything, and that the program, used between two times.
+
+    None where fewer than two samples lie between them.
+    """
     within = [sample for sample in samples if start_s <= sample.time_s <= end_s]
     if len(within) < 2:
-        return float("nan"), float("nan")
+        return None, None
     first, last = within[0], within[-1]
     total = last.total_s - first.total_s
     return (last.busy_s - first.busy_s) / total, (last.cpu_s - first.cpu_s) / total
 
 
-def _look(session: int) -> Sample:
+def _look(root: int) -> Sample:
     ticks, memory = 0, 0
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
+    for process, used in _family(root).items():
         try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) != session:
-                continue
-            # utime, stime, and those of children that ended (proc(5), fields 14 to 17).
-            ticks += sum(map(int, fields[11:15]))
-            rollup = (folder / "smaps_rollup").read_text()
+            rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
             memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        except (OSError, IndexError, StopIteration):
-            continue  # it has just ended
+        except (OSError, StopIteration):
+            pass  # it has just ended
+        ticks += used
     cpu = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = cpu[3] + cpu[4]
     return Sample(
@@ -132,6 +131,33 @@ def _look(session: int) -> Sample:
         total_s=sum(cpu) / _TICKS,
         memory_bytes=memory * 1024,
     )
+
+
+def _family(root: int) -> dict[int, int]:
+    """Ticks that each process of a program has used: those of its session, and whoever they started."""
+    ticks: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it has just ended
+        process = int(folder.name)
+        # utime, stime, and those of children that ended (proc(5), fields 14 to 17).
+        ticks[process] = sum(map(int, fields[11:15]))
+        children.setdefault(int(fields[1]), []).append(process)
+        if int(fields[3]) == root:
+            found.append(process)
+    family = set()
+    while found:
+        process = found.pop()
+        if process not in family:
+            family.add(process)
+            found += children.get(process, [])
+    return {process: ticks[process] for process in family}
 
 
 def _end_session(session: int) -> None:

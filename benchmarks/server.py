@@ -49,13 +49,12 @@ def check_programs() -> str:
 
 
 @contextmanager
-def serving(folder: Path, corpora: Path, silent_hosts: frozenset[int]) -> Iterator[Ports]:
+def serving(folder: Path, corpora: Path) -> Iterator[Ports]:
     """Serve the corpora while the block runs.
 
     Args:
         folder: for configuration, certificates and logs; :func:`trusted_bundle` is made there, too.
         corpora: folder of folders of pictures.
-        silent_hosts: hosts whose silent port is open.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ports = _free_ports()
@@ -65,7 +64,7 @@ def serving(folder: Path, corpora: Path, silent_hosts: frozenset[int]) -> Iterat
     configuration = folder / "nginx.conf"
     configuration.write_text(_configuration(folder, corpora, ports))
     with ExitStack() as stack:
-        for host in sorted(silent_hosts):
+        for host in range(HOSTS):
             # The kernel accepts for a socket that listens; nobody ever takes the connection over.
             silent = stack.enter_context(socket.socket())
             silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -142,26 +143,27 @@ def share_out(count: int, scheme: str) -> list[str]:
     return [kind for kind, number in counts.items() for _ in range(number)]
 
 
-def host_numbers(count: int, rng: np.random.Generator) -> list[int]:
+def host_numbers(count: int, rng: np.random.Generator, web_urls: Path = WEB_URLS) -> list[int]:
     """The host of each URL: domains as often as in real URLs, or after Zipf's law where those are missing."""
-    if WEB_URLS.exists():
-        ranks = _real_ranks()
+    if web_urls.exists():
+        ranks = _real_ranks(web_urls)
         chosen = rng.choice(len(ranks), size=count, replace=count > len(ranks))
         return [ranks[index] % HOSTS for index in chosen]
     weights = 1 / np.arange(1, 3_601) ** 0.8
     return [int(rank) % HOSTS for rank in rng.choice(3_600, size=count, p=weights / weights.sum())]
 
 
-def _real_ranks() -> list[int]:
+@cache
+def _real_ranks(web_urls: Path) -> tuple[int, ...]:
     """Rank of the registered domain of each real URL, the most frequent having rank 0."""
     domains = []
-    for url in pq.read_table(WEB_URLS, columns=["URL"])["URL"].to_pylist():
+    for url in pq.read_table(web_urls, columns=["URL"])["URL"].to_pylist():
         try:
             domains.append(parse_url(url).domain)
         except BadUrl:
             continue
     ranks = {domain: rank for rank, (domain, _) in enumerate(Counter(domains).most_common())}
-    return [ranks[domain] for domain in domains]
+    return tuple(ranks[domain] for domain in domains)
 
 
 def _url(scheme: str, kind: str, host: int, picture: str, ports: Ports, number: int) -> str:
