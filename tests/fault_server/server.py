@@ -178,20 +178,29 @@ def _running(
 
 
 def _visitor(host: Host):
-    async def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host.seen.connections += 1
-        try:
-            if host.context is not None:
-                await writer.start_tls(host.context)
-            await _attend(host, reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has left, as it may at any time
-        except Exception as error:  # noqa: BLE001 (told by whoever runs this)
-            host.faults.append(error)
-        finally:
-            writer.close()
+    tasks = set()
+
+    def visited(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio before 3.12 complains of its own ones that are cancelled.
+        task = asyncio.create_task(_receive(host, reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     return visited
+
+
+async def _receive(host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    host.seen.connections += 1
+    try:
+        if host.context is not None:
+            await writer.start_tls(host.context)
+        await _attend(host, reader, writer)
+    except (OSError, asyncio.IncompleteReadError):
+        pass  # the client has left, as it may at any time
+    except Exception as error:  # noqa: BLE001 (told by whoever runs this)
+        host.faults.append(error)
+    finally:
+        writer.close()
 
 
 async def _attend(host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
