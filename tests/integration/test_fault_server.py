@@ -38,7 +38,6 @@ BY_NAME = {behaviour.name: behaviour for behaviour in BEHAVIOURS}
 
 # Patient, so that a busy machine turns nothing into a timeout; what must time out is asked for in a hurry.
 PATIENT = FetchPolicy(
-    allow_loopback=True,
     attempts=ATTEMPTS,
     backoff_s=0,
     retry_after_s=LONGEST_PAUSE_S,
@@ -132,11 +131,13 @@ def ask_all(web, folder):
     before = forget_peak()
     for number, hosts in enumerate(grouped(web.hosts)):
         behaviour = hosts[0].behaviour
-        policy = HURRIED if behaviour.hurried else PATIENT
-        if behaviour.guarded:
-            # The canary's port may be asked, so that it is the address that is refused.
-            ports = (*policy.ports, web.canary_port)
-            policy = policy.model_copy(update={"allow_loopback": False, "ports": ports})
+        policy = (HURRIED if behaviour.hurried else PATIENT).model_copy(
+            update={
+                "allow_loopback": not behaviour.guarded,
+                # The canary's port may be asked, so that it is the address that is refused.
+                "ports": (*PATIENT.ports, web.canary_port),
+            }
+        )
         transport = ResolvingTransport(policy, web.look_up) if needs_resolver(behaviour) else None
         path = folder / f"{number}.journal"
         with open_journal(path, work="") as journal:
