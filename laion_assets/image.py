@@ -18,6 +18,7 @@ from PIL import (  # noqa: F401 (importing registers them)
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 from pydantic import Field, field_validator, model_validator
@@ -169,6 +170,11 @@ def check_and_resize(
         return Undecodable(outcome=refused.outcome, message=str(refused))
     except Image.DecompressionBombError:
         return Undecodable(outcome=Outcome.TOO_MANY_PIXELS, message="image area too large")
+    except UnidentifiedImageError:
+        # Its own text holds where in memory the bytes were.
+        return Undecodable(
+            outcome=Outcome.UNDECODABLE, message="Image decoding error: cannot identify image file"
+        )
     except Exception as error:  # noqa: BLE001 (decoders raise anything for bytes that are no picture)
         text = "".join(letter for letter in str(error)[:120] if letter.isascii() and letter.isprintable())
         message = f"Image decoding error: {type(error).__name__}: {text}"

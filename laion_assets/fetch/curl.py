@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import selectors
 import socket
 import ssl
@@ -40,6 +41,8 @@ _KEEPALIVE_S: Final = 5
 _DRAINED_BYTES: Final = 8 << 10
 _MOST_HEADERS: Final = 200
 _MOST_HEADER_BYTES: Final = 64 << 10  # those of answers before the last one included
+# HTTP/1.1's (RFC 9112, 4), and what servers make of it: libcurl is laxer still.
+_STATUS_LINE: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])? +([1-9][0-9]{2})[ \r\n]")
 _OURS: Final = (errno.EMFILE, errno.ENFILE)
 
 
@@ -197,6 +200,13 @@ class _Exchange:
             ExchangeFailed: if no whole answer came.
             TooManyOpenFiles: if it was for us, and not for the server.
         """
+        try:
+            return self._conclude()
+        except ExchangeFailed as failure:
+            failure.http_status = None if self._head is None else self._head.status
+            raise
+
+    def _conclude(self) -> Response:
         assert self._ending is not None
         chunks, self._chunks = self._chunks, []
         if self._failure is not None:
@@ -286,10 +296,13 @@ class _Exchange:
 
 
 def _parse_head(lines: Sequence[bytes]) -> Head:
-    status = int(lines[0].split()[1])
+    status = _STATUS_LINE.match(lines[0])
+    if status is None:
+        raise ExchangeFailed(Outcome.PROTOCOL, "malformed answer")
     fields = [line.decode("utf-8", "surrogateescape").partition(":") for line in lines[1:-1]]
     return Head(
-        status=status, headers=tuple((name.strip().lower(), value.strip()) for name, _, value in fields)
+        status=int(status[1]),
+        headers=tuple((name.strip().lower(), value.strip()) for name, _, value in fields),
     )
 
 

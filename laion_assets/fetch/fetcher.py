@@ -140,7 +140,9 @@ class Fetcher:
             try:
                 response, seconds = await self._ask(target, seconds, admission, self._wants_body)
             except ExchangeFailed as error:
-                failure = FetchFailed(outcome=error.outcome, message=error.message, http_status=status)
+                failure = FetchFailed(
+                    outcome=error.outcome, message=error.message, http_status=error.http_status or status
+                )
                 if error.passing:
                     raise _Passing(failure, self._policy) from error
                 return failure

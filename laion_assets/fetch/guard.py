@@ -41,6 +41,10 @@ _REFUSED: Final[tuple[tuple[_Network, str], ...]] = tuple(
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+# All that IANA has given out so far; the rest is nobody's (IANA's IPv6 address space registry).
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+
+
 class RefusedAddress(OSError):
     """A connection that the policy does not allow."""
 
@@ -109,4 +113,6 @@ def _judge(address: _Address, *, allow_loopback: bool) -> str | None:
             return reason
     if address.is_link_local:
         return "link-local"
+    if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_UNICAST:
+        return "not a public address"
     return None if address.is_global else "not a public address"

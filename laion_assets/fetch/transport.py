@@ -50,10 +50,14 @@ class ExchangeFailed(Exception):
         outcome: class of the failure.
         message: what went wrong, in our words.
         passing: whether it may go better another time.
+
+    Attributes:
+        http_status: HTTP status, where the head of an answer came.
     """
 
     def __init__(self, outcome: Outcome, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
+        self.http_status: int | None = None
         self.outcome = outcome
         self.message = message
         self.passing = passing
