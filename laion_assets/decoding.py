@@ -25,7 +25,7 @@ from PIL import Image
 from laion_assets.blur import Box, bound_boxes
 from laion_assets.errors import LaionAssetsError
 from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 _REQUEST: Final = struct.Struct("<II")  # length of the body, boxes to blur; then the boxes, and the body
 _BOX: Final = struct.Struct("<4d")

@@ -20,7 +20,7 @@ from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import Entry, Journal
 from laion_assets.image import ImagePolicy, Stored, Undecodable
-from laion_assets.schema import Outcome, Status
+from laion_assets.outcomes import Outcome, Status
 
 if TYPE_CHECKING:
     from laion_assets.fetch.fetcher import Fetcher

@@ -25,8 +25,8 @@ from pydantic import Field, field_validator, model_validator
 
 from laion_assets.blur import Box, blur, bound_boxes
 from laion_assets.exif import LYING, UPRIGHT, describe_exif, orientation, read_exif
+from laion_assets.outcomes import Outcome
 from laion_assets.policy import Policy
-from laion_assets.schema import Outcome
 
 # What web pages of 2014 to 2021 showed; each further format is a further decoder to attack.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

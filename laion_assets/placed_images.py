@@ -22,7 +22,8 @@ from laion_assets.formats.webdataset import is_ours as is_our_tar
 from laion_assets.image import STORED_EXTENSIONS
 from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import IMAGES, OUTCOME_PREFIX, SAMPLES, Outcome, Status
+from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
+from laion_assets.schema import IMAGES, SAMPLES
 
 # A placed shard stays what it is, whatever becomes of our settings and code.
 PLACED: Final = Recipe(code_version="placed", settings="img2dataset")

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from laion_assets.errors import CorruptManifest, MissingInput, PlanError
-from laion_assets.formats.publish import fingerprint
-from laion_assets.formats.sealed import seal, unseal
+from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.keys import sample_key
 from laion_assets.layout import Layout, ShardId
 

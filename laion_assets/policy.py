@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from laion_assets.formats.publish import fingerprint
+from laion_assets.formats.sealed import fingerprint
 
 
 class Policy(BaseModel):

@@ -8,7 +8,8 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from laion_assets.formats.publish import Manifest, fingerprint, read_manifest
+from laion_assets.formats.publish import Manifest, read_manifest
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, Output, ShardId
 
 # In the order of flow. The last two describe the others.

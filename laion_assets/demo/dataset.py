@@ -22,7 +22,8 @@ from laion_assets.demo.scenes import Scene, read_scene
 from laion_assets.formats.durable import write_durably
 from laion_assets.keys import sample_key
 from laion_assets.layout import ShardId
-from laion_assets.schema import EMBEDDING_WIDTH, RAW, Outcome
+from laion_assets.outcomes import Outcome
+from laion_assets.schema import EMBEDDING_WIDTH, RAW
 from laion_assets.settings import SETTINGS_FILE
 
 TRUTH_FILE: Final = "truth.json"

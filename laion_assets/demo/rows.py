@@ -16,7 +16,7 @@ import numpy as np
 from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import OUTCOMES, Fault, url_of
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 _T = TypeVar("_T")
 

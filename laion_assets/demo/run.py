@@ -25,11 +25,11 @@ from laion_assets.formats.publish import require
 from laion_assets.formats.tfds import decode_example
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
+from laion_assets.outcomes import count_failures
 from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES
 from laion_assets.progress import showing_progress
 from laion_assets.quality.checks import evaluate, rules_of
-from laion_assets.schema import count_failures
 from laion_assets.settings import SETTINGS_FILE, Settings
 
 _WEB_FILE: Final = "web.json"

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.fetch.policy import MIB
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 SLOW_S: Final = 0.3
 _STALL_S: Final = 20.0

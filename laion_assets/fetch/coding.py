@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from laion_assets.fetch.transport import ExchangeFailed, Head
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 
 class Decompressor:

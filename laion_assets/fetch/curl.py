@@ -29,7 +29,7 @@ from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.resolver import PASSING, LookUp, Resolver, look_up_host
 from laion_assets.fetch.transport import AdmitLarge, ExchangeFailed, Head, Response, WantsBody, too_large
 from laion_assets.fetch.urls import is_address
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 # No 'image/webp' and no 'image/avif': servers would recode the picture for us, with loss.
 _ACCEPT: Final = "image/jpeg,image/png,image/*;q=0.8,*/*;q=0.5"

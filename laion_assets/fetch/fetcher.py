@@ -21,7 +21,7 @@ from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.robots import Robots
 from laion_assets.fetch.transport import ExchangeFailed, Head, Response, Transport, WantsBody
 from laion_assets.fetch.urls import BadUrl, Target, parse_redirect, parse_url
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 # Request timeout, too early, too many requests, and what gateways say, Cloudflare's own codes included.

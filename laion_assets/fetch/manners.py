@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed
 from laion_assets.fetch.urls import Target
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 # The other end gave no sign of life; any answer at all is one.
 _SILENCES = (Outcome.CONNECT, Outcome.TIMEOUT)

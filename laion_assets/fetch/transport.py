@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from laion_assets.fetch.policy import FetchPolicy
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import platform
 import shutil
 import time
@@ -29,7 +28,7 @@ import pyarrow as pa
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
 from laion_assets.formats.durable import make_folder, naming_storage_errors, sync_file, sync_folder
-from laion_assets.formats.sealed import seal, unseal
+from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Output
 
 _MANIFEST_FORMAT: Final = 2
@@ -105,12 +104,6 @@ class Manifest:
     def bytes(self) -> int:
         """Size of all files."""
         return sum(record.bytes for record in self.files.values())
-
-
-def fingerprint(value: object) -> str:
-    """Digest (32 hexadecimal digits) of a JSON-serializable value; equal values, equal digests."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def sha256_of(path: Path) -> str:

@@ -45,3 +45,9 @@ def unseal(data: bytes) -> dict[str, Any]:
 def _digest(document: Mapping[str, Any]) -> str:
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(value: object) -> str:
+    """Digest (32 hexadecimal digits) of a JSON-serializable value; equal values, equal digests."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

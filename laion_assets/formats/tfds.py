@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptParquet, CorruptTfrecord
 from laion_assets.formats.durable import make_folder, write_durably
-from laion_assets.formats.publish import fingerprint
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
 

@@ -18,9 +18,10 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
 from laion_assets.image import MAX_PIXELS
 from laion_assets.layout import Layout, ShardId
+from laion_assets.outcomes import Status, count_failures
 from laion_assets.quality.plots import font_path
 from laion_assets.quality.text import printable
-from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, Status, count_failures
+from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES
 
 _SIDE: Final = 200
 _PADDING: Final = 10

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from laion_assets.outcomes import Outcome
 from laion_assets.quality.statistics import OTHERS, SIMILARITY_BINS, SIZE_LIMITS, Statistics
 from laion_assets.quality.text import printable
-from laion_assets.schema import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,10 @@ import duckdb
 
 from laion_assets.formats.publish import require
 from laion_assets.layout import Layout, ShardId
+from laion_assets.outcomes import Outcome, Status
 from laion_assets.published import manifests_of
 from laion_assets.quality.text import printable
-from laion_assets.schema import MISSING_SIMILARITY, NsfwTag, Outcome, Status
+from laion_assets.schema import MISSING_SIMILARITY, NsfwTag
 
 MOST_VALUES: Final = 20
 """Most licences and hosts that are named; what is left is lumped together."""

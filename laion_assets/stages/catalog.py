@@ -19,7 +19,8 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import MANIFEST_SUFFIX, Layout
 from laion_assets.published import (
     DATA_STAGES,

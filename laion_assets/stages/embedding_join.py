@@ -20,16 +20,8 @@ import pyarrow.compute as pc
 from laion_assets.embedding_source import EmbeddingSource, MetadataSource, VectorSource, read_embedding_source
 from laion_assets.errors import CorruptInput, MisalignedEmbeddings, SourceUnavailable
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.publish import (
-    Draft,
-    Manifest,
-    Recipe,
-    Tally,
-    fingerprint,
-    publish,
-    require,
-    sha256_of,
-)
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import embedding_join

@@ -21,7 +21,8 @@ from laion_assets.errors import (
     SourceUnavailable,
 )
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish, sha256_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.vectors import as_float16, is_bad, norms, rows_at_a_time

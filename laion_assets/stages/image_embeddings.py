@@ -18,16 +18,8 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import ShardBusy
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import (
-    Draft,
-    Manifest,
-    Recipe,
-    Tally,
-    fingerprint,
-    publish,
-    read_manifest,
-    require,
-)
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, read_manifest, require
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_IMAGES, embedding_join, image_embeddings
 from laion_assets.vectors import rows_at_a_time

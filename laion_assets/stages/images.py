@@ -18,21 +18,14 @@ from laion_assets.errors import PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats import parquet
 from laion_assets.formats.journal import open_journal
-from laion_assets.formats.publish import (
-    Draft,
-    Manifest,
-    Recipe,
-    Tally,
-    fingerprint,
-    publish,
-    require,
-    vouch,
-)
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, vouch
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.image import ImagePolicy, StoredFormat
 from laion_assets.layout import Layout, ShardId
+from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
 from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, OUTCOME_PREFIX, SAMPLES, Outcome, Status
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES
 
 if TYPE_CHECKING:
     from laion_assets.fetch.transport import Transport

@@ -28,12 +28,12 @@ from laion_assets.formats.publish import (
     Manifest,
     Recipe,
     Tally,
-    fingerprint,
     publish,
     read_manifest,
     require,
     sha256_of,
 )
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import (
     DATASET_NAME,
     DATASET_VERSION,

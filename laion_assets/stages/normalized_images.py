@@ -27,8 +27,9 @@ from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import normalize_metadata, set_aside_reasons
+from laion_assets.outcomes import Status
 from laion_assets.placed_images import PLACED
-from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside, Status
+from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside
 
 CODE_VERSION: Final = "2"
 

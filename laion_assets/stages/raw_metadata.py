@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from laion_assets.errors import CorruptInput, CorruptParquet, SourceUnavailable
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, fingerprint, publish, sha256_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import Layout
 from laion_assets.raw_source import RawSource, without_secrets
 from laion_assets.schema import RAW, SOURCE_SCHEMAS, SourceSchema

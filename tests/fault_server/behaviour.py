@@ -16,7 +16,7 @@ from typing import Final
 
 from PIL import Image
 
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 LIMIT: Final = 1 << 20
 """Longest body, in bytes, that the policy of whoever asks must allow."""

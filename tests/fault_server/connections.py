@@ -18,7 +18,7 @@ from fault_server.behaviour import (
     refuse,
     reset,
 )
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 LONG = head("Content-Length: 500000")
 

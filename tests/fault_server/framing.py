@@ -6,7 +6,7 @@ import gzip
 import zlib
 
 from fault_server.behaviour import LIMIT, PICTURE, Visit, answer, behaviour, chunked, head
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 CHUNKED = head("Transfer-Encoding: chunked")
 # What frames no body is malformed; a client that reads on to where the connection ends may call it cut short.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fault_server.behaviour import behaviour, refuse
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 REFUSED = (
     "127.0.0.1",

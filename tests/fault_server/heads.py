@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fault_server.behaviour import PICTURE, Visit, answer, behaviour, head, redirect
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 LENGTH = f"Content-Length: {len(PICTURE)}"
 # A client may refuse what the standard forbids, or make the best of it as browsers do.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from fault_server.behaviour import answer, behaviour, redirect, refuse
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 AWAY = "http://0.0.0.0:{canary}/"
 

@@ -8,7 +8,7 @@ import zlib
 from PIL import Image
 
 from fault_server.behaviour import PICTURE, Visit, a_picture, answer, behaviour, head
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 PNG = a_picture("PNG")
 GIF = a_picture("GIF", mode="P")

@@ -7,7 +7,7 @@ where the canary is. So a gate that is open is seen, and not merely believed clo
 from __future__ import annotations
 
 from fault_server.behaviour import PICTURE, REDIRECTS, answer, behaviour, head, redirect
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 FOLLOWED = (
     ("absolute", "http://{host}:{port}/2"),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from fault_server.behaviour import LONGEST_PAUSE_S, PICTURE, Visit, answer, behaviour, head, redirect
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 PASSING = (408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524)
 LASTING = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fault_server.behaviour import PICTURE, Visit, answer, behaviour, close, head, redirect, reset
-from laion_assets.schema import Outcome as O  # noqa: N817 (there are hundreds below)
+from laion_assets.outcomes import Outcome as O  # noqa: N817 (there are hundreds below)
 
 BAD_CERTIFICATES = (
     "self-signed",

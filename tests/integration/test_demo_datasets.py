@@ -8,8 +8,9 @@ import pytest
 
 from laion_assets.demo.dataset import DemoDataset, captions_true
 from laion_assets.layout import Layout
+from laion_assets.outcomes import Outcome
 from laion_assets.plan import ShardPlan
-from laion_assets.schema import NsfwTag, Outcome
+from laion_assets.schema import NsfwTag
 
 pytestmark = [
     # TensorFlow and TFDS warn of their own use of NumPy, Keras and pkg_resources on import.

@@ -22,7 +22,7 @@ from laion_assets.fetch.curl import HttpTransport
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import open_journal
 from laion_assets.image import ImagePolicy
-from laion_assets.schema import Outcome, Status
+from laion_assets.outcomes import Outcome, Status
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux",

@@ -38,10 +38,10 @@ from laion_assets.errors import CorruptTfrecord
 from laion_assets.formats.publish import verify
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
+from laion_assets.outcomes import Outcome
 from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES, keys_of
 from laion_assets.published import STAGE_NAMES, output_of, partitions_of
-from laion_assets.schema import Outcome
 from laion_assets.settings import Settings
 
 # Read at import, before the fixture that clears the environment.

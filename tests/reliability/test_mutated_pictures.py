@@ -23,7 +23,7 @@ from PIL import Image
 
 from laion_assets.decoding import Decoder
 from laion_assets.image import ImagePolicy, Stored, Undecodable
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

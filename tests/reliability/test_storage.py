@@ -41,7 +41,8 @@ from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport
 from laion_assets.formats.publish import Manifest, done, verify
 from laion_assets.formats.tfrecord import read_records
-from laion_assets.schema import RAW, Outcome
+from laion_assets.outcomes import Outcome
+from laion_assets.schema import RAW
 from laion_assets.stages.images import download_images
 from laion_assets.stages.raw_metadata import check_part
 from laion_assets.stages.samples import write_samples

@@ -15,7 +15,7 @@ from PIL import Image
 from laion_assets.decoding import Decoder
 from laion_assets.errors import LaionAssetsError
 from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 QUICK = ImagePolicy(size=32, workers=2)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
 from laion_assets.image import FORMATS, ImagePolicy, Stored, Undecodable, check_and_resize
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
 SMALL = ImagePolicy(size=64)

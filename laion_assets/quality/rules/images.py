@@ -20,6 +20,7 @@ from laion_assets.formats.webdataset import Member, index_tar
 from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_table import read_image_table
 from laion_assets.normalization import SIMILARITY_TOLERANCE
+from laion_assets.outcomes import Outcome, Status
 from laion_assets.quality.rules.rule import (
     Offences,
     Query,
@@ -31,15 +32,7 @@ from laion_assets.quality.rules.rule import (
     spread,
     stored_rows,
 )
-from laion_assets.schema import (
-    MISSING_SIMILARITY,
-    NORMALIZED_IMAGES,
-    ROWS_SET_ASIDE,
-    SAMPLES,
-    NsfwTag,
-    Outcome,
-    Status,
-)
+from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, ROWS_SET_ASIDE, SAMPLES, NsfwTag
 
 # -- images ---------------------------------------------------------------------------------------
 

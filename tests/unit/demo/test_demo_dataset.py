@@ -24,8 +24,9 @@ from laion_assets.fetch.guard import refusal
 from laion_assets.fetch.urls import BadUrl, parse_url
 from laion_assets.layout import ShardId
 from laion_assets.normalization import set_aside_reasons
+from laion_assets.outcomes import Outcome
 from laion_assets.plan import ShardPlan
-from laion_assets.schema import RAW, Outcome
+from laion_assets.schema import RAW
 from laion_assets.settings import Settings
 
 BASE_URL = "http://127.0.0.1:40400"

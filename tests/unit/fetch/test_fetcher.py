@@ -10,7 +10,7 @@ import pytest
 from laion_assets.fetch.fetcher import Fetched, Fetcher, FetchFailed, opts_out
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 URL = "http://example.com/a.jpg"
 QUICK = FetchPolicy(backoff_s=0, total_timeout_s=5)

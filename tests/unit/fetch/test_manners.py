@@ -12,7 +12,7 @@ from laion_assets.fetch.manners import Manners, spread
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
 from laion_assets.fetch.urls import parse_url
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 PLAIN = FetchPolicy(attempts=1, backoff_s=0, per_domain_interval_s=0)
 

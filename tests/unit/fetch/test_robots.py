@@ -6,7 +6,7 @@ import pytest
 from laion_assets.fetch.fetcher import Fetcher, FetchFailed
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 OBEDIENT = FetchPolicy(honour_robots_txt=True, attempts=1, backoff_s=0, per_domain_interval_s=0)
 

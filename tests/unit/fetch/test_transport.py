@@ -13,7 +13,7 @@ from laion_assets.fetch.curl import HttpTransport
 from laion_assets.fetch.fetcher import Fetched, Fetcher, FetchFailed
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed
-from laion_assets.schema import Outcome
+from laion_assets.outcomes import Outcome
 
 LOCAL = FetchPolicy(allow_loopback=True, backoff_s=0, attempts=2, connect_timeout_s=5, total_timeout_s=10)
 

@@ -6,18 +6,8 @@ import signal
 import pytest
 
 from laion_assets.errors import CorruptInput, CorruptManifest, DiskFull, MissingInput, ShardBusy
-from laion_assets.formats.publish import (
-    Recipe,
-    Tally,
-    done,
-    fingerprint,
-    publish,
-    read_manifest,
-    require,
-    verify,
-    vouch,
-)
-from laion_assets.formats.sealed import seal, unseal
+from laion_assets.formats.publish import Recipe, Tally, done, publish, read_manifest, require, verify, vouch
+from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Layout, ShardId
 
 RECIPE = Recipe(code_version="1", settings="s", inputs={"samples": "v"})

@@ -21,7 +21,8 @@ from laion_assets.formats.publish import Recipe, Tally, read_manifest, verify, v
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.image import ImagePolicy, check_and_resize
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES, Outcome, Status
+from laion_assets.outcomes import Outcome, Status
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES
 from laion_assets.stages.images import adopt_images, download_images, images
 
 SHARD = ShardId(12)
