@@ -88,7 +88,7 @@ class Decoder:
         try:
             bounded = bound_boxes(boxes)
         except ValueError as error:
-            return Undecodable(outcome=Outcome.UNDECODABLE, message=f"{error}")
+            return Undecodable(outcome=Outcome.UNDECODABLE, message=str(error))
         async with self._turns:
             found = await self._decode_once(body, bounded)
             if isinstance(found, int) and found == -signal.SIGKILL:

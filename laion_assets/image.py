@@ -165,7 +165,7 @@ def check_and_resize(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow tells of broken EXIF and of many pixels this way
-            return _check_and_resize(body, policy, bound_boxes(boxes) if boxes else ())
+            return _check_and_resize(body, policy, _bound(boxes))
     except _Refused as refused:
         return Undecodable(outcome=refused.outcome, message=str(refused))
     except Image.DecompressionBombError:
@@ -179,6 +179,13 @@ def check_and_resize(
         text = "".join(letter for letter in str(error)[:120] if letter.isascii() and letter.isprintable())
         message = f"Image decoding error: {type(error).__name__}: {text}"
         return Undecodable(outcome=Outcome.UNDECODABLE, message=message)
+
+
+def _bound(boxes: Sequence[Sequence[float]]) -> list[Box]:
+    try:
+        return bound_boxes(boxes)
+    except ValueError as error:
+        raise _Refused(Outcome.UNDECODABLE, str(error)) from None
 
 
 def _check_and_resize(body: bytes, policy: ImagePolicy, boxes: Sequence[Box]) -> Stored:

@@ -68,6 +68,61 @@ def test_a_picture_that_uses_up_its_time_takes_no_other_along():
     assert all(isinstance(one, Stored) for index, one in enumerate(found) if index != 10)
 
 
+def test_pictures_that_wait_behind_one_that_dies_are_decoded_elsewhere():
+    # One process, in whose pipe the next picture waits.
+    bodies = [GOOD[0], HEAVY, GOOD[1], HEAVY, HEAVY, GOOD[2], GOOD[3]]
+    policy = QUICK.model_copy(update={"decode_timeout_s": 0.15, "workers": 1})
+    found = decode(bodies, policy)
+    for body, one in zip(bodies, found, strict=True):
+        if body == HEAVY:
+            assert one.outcome is Outcome.DECODER_DIED
+        else:
+            assert one == check_and_resize(body, policy)
+
+
+def test_one_that_waits_and_is_cancelled_costs_no_other():
+    async def run():
+        async with Decoder(QUICK.model_copy(update={"workers": 1})) as decoder:
+            await decoder.decode(GOOD[0])
+            heavy, waiting = (asyncio.create_task(decoder.decode(body)) for body in (HEAVY, GOOD[1]))
+            await asyncio.sleep(0.02)
+            waiting.cancel()
+            found = await asyncio.gather(heavy, waiting, decoder.decode(GOOD[2]), return_exceptions=True)
+            return [*found, await decoder.decode(GOOD[3])]
+
+    heavy, cancelled, *others = asyncio.run(run())
+    assert isinstance(heavy, Stored)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert others == [check_and_resize(body, QUICK) for body in GOOD[2:4]]
+
+
+def test_pictures_larger_than_a_pipe_go_through():
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
+    bodies = [encoded(noise.rotate(90 * turn), quality=95) for turn in range(4)] * 4
+    assert min(map(len, bodies)) > 1 << 18
+    found = decode(bodies, ImagePolicy(mode="no", workers=2))
+    assert [one.encoded for one in found] == bodies
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_boxes_and_formats_reach_the_processes(kind):
+    policy = ImagePolicy(size=40, format=kind, quality=9, workers=1)
+    body = encoded(Image.effect_noise((80, 60), 90).convert("RGB"), "PNG")
+    boxes = [(0.1, 0.1, 0.5, 0.9), (float("nan"), 0.2, 0.9, 3.0)]
+
+    async def run():
+        async with Decoder(policy) as decoder:
+            return [
+                await decoder.decode(body, given)
+                for given in (boxes, (), boxes * 1000, [(80, 60, 90, 70)], [(0, 0, 1)])
+            ]
+
+    found = asyncio.run(run())
+    assert found[:3] == [check_and_resize(body, policy, given) for given in (boxes, (), [(0, 0, 1, 1)])]
+    assert found[0] != found[1]
+    assert [one.outcome for one in found[3:]] == [Outcome.UNDECODABLE] * 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
 def test_a_picture_that_needs_too_much_memory_takes_no_other_along():
     wall = encoded(Image.new("1", (20_000, 20_000)), "PNG")

@@ -22,8 +22,13 @@ from laion_assets.formats.webdataset import index_tar
 from laion_assets.image import ImagePolicy, check_and_resize
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Outcome, Status
+from laion_assets.quality.checks import evaluate, rules_of
+from laion_assets.quality.contact_sheet import draw_contact_sheet
+from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES
-from laion_assets.stages.images import adopt_images, download_images, images
+from laion_assets.stages.images import _IMAGE_SETTINGS, adopt_images, download_images, images
+from laion_assets.stages.normalized_images import normalize_images
+from laion_assets.stages.tfds_images import write_tfds_images
 
 SHARD = ShardId(12)
 FETCH = FetchPolicy(
@@ -209,6 +214,41 @@ def test_other_pictures_wanted_are_downloaded(tmp_path):
     run(layout, more, image=IMAGE.model_copy(update={"size": 16}))
     assert len(more.asked) == 7
     assert len(rows_of(layout)) == 7
+
+
+def test_every_setting_that_shapes_pictures_is_in_the_recipe():
+    limits = {"worker_memory_bytes", "decode_timeout_s", "workers"}
+    assert set(ImagePolicy.model_fields) == set(_IMAGE_SETTINGS) | limits
+    assert not limits & set(_IMAGE_SETTINGS)
+
+
+@pytest.mark.parametrize(("kind", "quality", "examples"), [("jpg", 95, 6), ("png", 6, 6), ("webp", 80, 0)])
+def test_pictures_of_each_format_go_down_the_graph(tmp_path, kind, quality, examples):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    layout = lay_samples(tmp_path, [sample(number) for number in range(6)])
+    run(layout, web(), image=IMAGE.model_copy(update={"format": kind, "quality": quality}))
+    index = index_tar(layout.images_tar(SHARD))
+    assert all(list(members) == [kind, "txt", "json"] for members in index.values())
+    normalized = normalize_images(SHARD, layout)
+    assert (normalized.counts["examples"], normalized.counts["set_aside"]) == (examples, 6 - examples)
+    assert normalized.counts.get("set_aside:not_tfds_format", 0) == 6 - examples
+    for rule in (*rules_of("images"), *rules_of("normalized_images")):
+        verdict = evaluate(rule, layout, Thresholds(), str(SHARD))
+        assert verdict.passed or not rule.blocking, (rule.name, verdict)
+    write_tfds_images(SHARD, layout)
+    summary = tfrecord.check_records(layout.tfds_images(SHARD).only)
+    assert summary.records == examples
+    tar = layout.images_tar(SHARD).read_bytes()
+    stored = [members[kind] for members in index.values()]
+    records = tfrecord.read_records(layout.tfds_images(SHARD).only, expected=summary)
+    for payload, member in zip(records, stored[:examples], strict=True):
+        feature = tf_example_pb2.Example.FromString(payload).features.feature
+        body = feature["image"].bytes_list.value[0]
+        assert body == tar[member.offset : member.offset + member.size]
+        assert tfds.features.Image().decode_example_np(body).shape == (32, 40, 3)
+    assert draw_contact_sheet(layout, SHARD, tmp_path / "sheet.png") == examples
 
 
 @pytest.mark.parametrize("rows", [[], [sample(0, set_aside="missing_url", url=None)], [sample(1)]])

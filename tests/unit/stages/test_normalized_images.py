@@ -164,6 +164,22 @@ def test_what_cannot_be_an_example_is_set_aside_with_its_reason(tmp_path, change
     assert manifest.counts[f"set_aside:{reason}"] == 1
 
 
+def test_a_png_is_an_example_and_a_webp_is_set_aside_for_what_it_is(tmp_path):
+    members = {
+        "000020000.png": picture("red", kind="PNG"),
+        "000020001.webp": picture("red", kind="WEBP"),
+        "000020001.txt": b"caption",
+    }
+    layout = lay_down(tmp_path, [row(0), row(1)], members)
+    manifest, examples, set_aside = normalized(layout)
+    assert [example["key"] for example in examples] == ["000020000"]
+    assert set_aside == [
+        {"key": "000020001", "reason": "not_tfds_format", "detail": "TFDS decodes jpg, jpeg, png, not webp"}
+    ]
+    assert manifest.counts["set_aside:not_tfds_format"] == 1
+    assert manifest.counts.get("set_aside:missing_image", 0) == 0
+
+
 def test_columns_that_were_not_saved_are_missing_values(tmp_path):
     columns = ("caption", "url", "key", "status", "width", "height")
     layout = lay_down(tmp_path, [row(0)], {"000020000.jpg": picture("red")}, columns)
