@@ -179,7 +179,7 @@ def slope(values: Sequence[float]) -> float:
     """Growth from one value to the next, by least squares; 0 for fewer than two."""
     if len(values) < 2:
         return 0.0
-    return float(np.polynomial.polynomial.polyfit(range(len(values)), values, 1)[1])
+    return round(float(np.polynomial.polynomial.polyfit(range(len(values)), values, 1)[1]), 6)
 
 
 def _in_turn(programs: Sequence[str], number: int) -> Iterator[str]:
