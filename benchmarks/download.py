@@ -45,6 +45,7 @@ REMARKS: Final = (
     "Both programs verify certificates, which is their default, and trust the system's authorities and ours.",
     "The lead over HTTPS rests on the TLS context that img2dataset makes for each connection, as urllib does",
     "before Python 3.12: tls_context_cpu_ms each, most of it reading authorities. That over HTTP does not.",
+    "With retries, img2dataset asks again after every failure, and ours after those that may pass.",
     "Each answer comes after latency_s; connecting and TLS take no round trips' time. HTTP/1.1, keep-alive.",
     "A list has more URLs than there are files: each file is served under many URLs.",
     "nginx runs on the same cores; its CPU time is in cores_busy and in no program's own.",
@@ -125,7 +126,8 @@ def _prepared(arguments: argparse.Namespace, console: Console) -> Iterator[tuple
                 work=work,
                 programs=_ONLY[arguments.only],
                 img2dataset=arguments.img2dataset,
-                fetch=json.loads(arguments.fetch),
+                retries=arguments.retries,
+                fetch={"attempts": arguments.retries + 1, **json.loads(arguments.fetch)},
                 image=json.loads(arguments.image),
                 seed=arguments.seed,
                 limit_s=arguments.limit_s,
@@ -146,7 +148,7 @@ def _settings(arguments: argparse.Namespace, bench: Bench) -> dict[str, Any]:
             "image_size": programs.SIZE,
             "encode_quality": programs.QUALITY,
             "timeout": programs.TIMEOUT_S,
-            "retries": programs.RETRIES,
+            "retries": bench.retries,
         },
         "latency_s": server.LATENCY_S,
         "nginx_workers": server.WORKERS,
@@ -179,6 +181,7 @@ def _parse() -> argparse.Namespace:
     for name, (full, quick) in _SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{full}; with --quick {quick}")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--retries", type=int, default=1, help="of both programs (1)")
     parser.add_argument("--fetch", default="{}", metavar="JSON", help="settings of FetchPolicy for ours")
     parser.add_argument("--image", default="{}", metavar="JSON", help="settings of ImagePolicy for ours")
     parser.add_argument("--img2dataset", type=Path, default=IMG2DATASET, help="its program")

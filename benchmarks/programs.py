@@ -28,7 +28,6 @@ SIZE: Final = 256
 QUALITY: Final = 95
 PROCESSES: Final = 2
 TIMEOUT_S: Final = 10
-RETRIES: Final = 1
 _PART: Final = "part-00000"
 
 
@@ -100,7 +99,9 @@ def run_ours(
     return _outcome(urls, usage, tables, tars, json.loads(report.read_text()))
 
 
-def run_img2dataset(urls: UrlList, folder: Path, bundle: Path, *, program: Path, limit_s: float) -> Outcome:
+def run_img2dataset(
+    urls: UrlList, folder: Path, bundle: Path, *, program: Path, retries: int, limit_s: float
+) -> Outcome:
     """Download with img2dataset as its users do: a process for each of two cores, its own threads.
 
     A shard is half of the URLs, since it gives each process a shard.
@@ -126,7 +127,7 @@ def run_img2dataset(urls: UrlList, folder: Path, bundle: Path, *, program: Path,
         "resize_only_if_bigger": True,
         "encode_quality": QUALITY,
         "compute_hash": "sha256",
-        "retries": RETRIES,
+        "retries": retries,
         "timeout": TIMEOUT_S,
     }
     command = [str(program), *(f"--{name}={value}" for name, value in options.items())]

@@ -40,6 +40,7 @@ class Bench:
         work: folder for what they write.
         programs: which of the two are measured.
         img2dataset: its program.
+        retries: of img2dataset; ours has its own in ``fetch``.
         fetch: settings of FetchPolicy for ours.
         image: settings of ImagePolicy for ours.
         seed: of every list.
@@ -53,6 +54,7 @@ class Bench:
     work: Path
     programs: tuple[str, ...]
     img2dataset: Path
+    retries: int
     fetch: Mapping[str, Any]
     image: Mapping[str, Any]
     seed: int
@@ -63,7 +65,12 @@ class Bench:
         """Let a program download a list."""
         if program == THEIRS:
             return run_img2dataset(
-                urls, self.work / program, self.bundle, program=self.img2dataset, limit_s=self.limit_s
+                urls,
+                self.work / program,
+                self.bundle,
+                program=self.img2dataset,
+                retries=self.retries,
+                limit_s=self.limit_s,
             )
         return run_ours(
             urls,
@@ -172,7 +179,7 @@ def slope(values: Sequence[float]) -> float:
     """Growth from one value to the next, by least squares; 0 for fewer than two."""
     if len(values) < 2:
         return 0.0
-    return float(np.polynomial.polynomial.polyfit(range(len(values)), values, 1)[1])
+    return round(float(np.polynomial.polynomial.polyfit(range(len(values)), values, 1)[1]), 6)
 
 
 def _in_turn(programs: Sequence[str], number: int) -> Iterator[str]:
