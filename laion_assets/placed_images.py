@@ -22,7 +22,7 @@ from laion_assets.formats.webdataset import is_ours as is_our_tar
 from laion_assets.image import STORED_EXTENSIONS
 from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import IMAGES, OUTCOME_PREFIX, SAMPLES, Outcome, Status
+from laion_assets.schema import IMAGES_IMG2DATASET, OUTCOME_PREFIX, SAMPLES, Outcome, Status
 
 # A placed shard stays what it is, whatever becomes of our settings and code.
 PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
@@ -30,6 +30,7 @@ PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
 # In the statistics of the shards we download.
 WRITER: Final = "laion_assets"
 
+_OURS: Final = (*IMAGES_IMG2DATASET.names, "outcome", "http_status")
 _REQUIRED: Final = ("url", "key", "status")
 # img2dataset's encode_format.
 _PICTURE_EXTENSIONS: Final = (*STORED_EXTENSIONS, "webp")
@@ -94,7 +95,7 @@ def check_placed(shard: ShardId, layout: Layout) -> Tally:
 
 
 def _check_presence(shard: ShardId, layout: Layout) -> None:
-    output = layout.images(shard)
+    output = layout.placed_images(shard)
     missing = [name for name in output.names if not output.path(name).is_file()]
     if missing:
         raise MissingInput(
@@ -163,7 +164,7 @@ def _check_urls(shard: ShardId, layout: Layout, placed: pa.Table) -> None:
     output = layout.samples(shard)
     if read_manifest(output) is None:
         return
-    samples = parquet.read_table(output.only, SAMPLES, columns=["key", "url"]).sort_by("key")
+    samples = parquet.read_table(output.only, SAMPLES, columns=["key", "url"], and_more=True).sort_by("key")
     path = layout.images_table(shard)
     if samples.num_rows != placed.num_rows:
         raise _misaligned(path, f"{samples.num_rows} rows, as in {output.only}", str(placed.num_rows))
@@ -180,7 +181,8 @@ def _check_urls(shard: ShardId, layout: Layout, placed: pa.Table) -> None:
 def _is_our_table(path: Path) -> bool:
     try:
         with parquet.open_reader(path) as reader:
-            return bool(reader.schema_arrow.equals(IMAGES, check_metadata=False))
+            # As every version of ours begins; img2dataset's order is another.
+            return tuple(reader.schema_arrow.names[: len(_OURS)]) == _OURS
     except CorruptParquet:
         return False
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import stamina
 
@@ -42,12 +42,17 @@ class Fetched:
         http_status: HTTP status.
         final_url: URL of the last redirect.
         content_type: what the server calls it, printable and capped; '' where it says nothing.
+        attempts: how often it was asked for; redirects do not count.
+        milliseconds: from :meth:`Fetcher.fetch` to its end, waiting for the domain's turn and the pauses
+            between attempts included.
     """
 
     body: bytes
     http_status: int
     final_url: str
     content_type: str
+    attempts: int = 1
+    milliseconds: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,19 @@ class FetchFailed:
         outcome: class of the failure.
         message: short and ours: it holds no text that a server sent.
         http_status: HTTP status of the last answer; None where none came.
+        final_url: URL of the last answer; None where none came.
+        content_type: what the last answer calls its body, as in :class:`Fetched`; None where none came.
+        attempts: how often it was asked for; 0 for a URL that may not be.
+        milliseconds: as in :class:`Fetched`.
     """
 
     outcome: Outcome
     message: str
     http_status: int | None = None
+    final_url: str | None = None
+    content_type: str | None = None
+    attempts: int = 1
+    milliseconds: int = field(default=0, compare=False)
 
 
 async def _admit() -> None:
@@ -92,9 +105,16 @@ class Fetcher:
         try:
             target = parse_url(url or "")
         except BadUrl as error:
-            return FetchFailed(outcome=Outcome.BAD_URL, message=str(error))
+            return FetchFailed(outcome=Outcome.BAD_URL, message=str(error), attempts=0)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        attempts, found = await self._try(target, _Admission(admit_large))
+        return replace(found, attempts=attempts, milliseconds=round(1000 * (loop.time() - began)))
+
+    async def _try(self, target: Target, admission: _Admission) -> tuple[int, Fetched | FetchFailed]:
+        """How often the URL was asked for, and what came of the last time."""
         policy = self._policy
-        admission = _Admission(admit_large)
+        attempts = 0
         try:
             async for attempt in stamina.retry_context(
                 on=_pause,
@@ -104,37 +124,37 @@ class Fetcher:
                 wait_max=max(policy.backoff_s, policy.retry_after_s),
                 wait_jitter=policy.backoff_s,
             ):
+                attempts = attempt.num
                 with attempt:
-                    return await self._attempt(target, admission)
+                    return attempts, await self._attempt(target, admission)
         except _Passing as error:
-            return error.failure
+            return attempts, error.failure
         raise AssertionError("stamina returns or raises")
 
     async def _attempt(self, target: Target, admission: _Admission) -> Fetched | FetchFailed:
         """Ask once, redirects included."""
         seconds = self._policy.total_timeout_s
-        status: int | None = None
+        answer: dict[str, Any] = {}
         for _ in range(self._policy.max_redirects + 1):
             try:
                 response, seconds = await self._ask(target, seconds, admission)
             except ExchangeFailed as error:
-                failure = FetchFailed(outcome=error.outcome, message=error.message, http_status=status)
+                failure = FetchFailed(outcome=error.outcome, message=error.message, **answer)
                 if error.passing:
                     raise _Passing(failure, self._policy) from error
                 return failure
-            status = response.head.status
+            answer = _describe(target, response.head)
             location = response.head.value("location")
-            if status not in _REDIRECTS or location is None:
-                return self._judge(target, response)
+            if response.head.status not in _REDIRECTS or location is None:
+                return self._judge(response, answer)
             try:
                 target = parse_redirect(target, location)
             except BadUrl as error:
-                message = f"redirect: {error}"
-                return FetchFailed(outcome=Outcome.BAD_URL, message=message, http_status=status)
+                return FetchFailed(outcome=Outcome.BAD_URL, message=f"redirect: {error}", **answer)
         return FetchFailed(
             outcome=Outcome.TOO_MANY_REDIRECTS,
             message=f"more than {self._policy.max_redirects} redirects",
-            http_status=status,
+            **answer,
         )
 
     async def _ask(self, target: Target, seconds: float, admission: _Admission) -> tuple[Response, float]:
@@ -170,26 +190,27 @@ class Fetcher:
             head.values("x-robots-tag"), self._policy.user_agent_token
         )
 
-    def _judge(self, target: Target, response: Response) -> Fetched | FetchFailed:
+    def _judge(self, response: Response, answer: Mapping[str, Any]) -> Fetched | FetchFailed:
         status = response.head.status
         if response.body is not None:
-            return Fetched(
-                body=response.body,
-                http_status=status,
-                final_url=target.url,
-                content_type=_printable(response.head.value("content-type") or "", 100),
-            )
+            return Fetched(body=response.body, **answer)
         if status in _WITH_BODY:
             return FetchFailed(
                 outcome=Outcome.OPTED_OUT,
                 message="Use of image disallowed by X-Robots-Tag directive",
-                http_status=status,
+                **answer,
             )
         outcome = {4: Outcome.HTTP_4XX, 5: Outcome.HTTP_5XX}.get(status // 100, Outcome.PROTOCOL)
-        failure = FetchFailed(outcome=outcome, message=_http_message(status), http_status=status)
+        failure = FetchFailed(outcome=outcome, message=_http_message(status), **answer)
         if status in _PASSING_STATUSES:
             raise _Passing(failure, self._policy, retry_after=response.head.value("retry-after"))
         return failure
+
+
+def _describe(target: Target, head: Head) -> dict[str, Any]:
+    """What is kept of an answer, whether there is a body or not."""
+    content_type = _printable(head.value("content-type") or "", 100)
+    return {"http_status": head.status, "final_url": target.url, "content_type": content_type}
 
 
 def opts_out(values: Iterable[str], agent: str) -> bool:

@@ -158,6 +158,6 @@ def digests(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not path.name.endswith((".manifest.json", ".duckdb"))
+        and not path.name.endswith((".manifest.json", ".manifest", ".duckdb"))
         and ".leases" not in path.parts
     }
