@@ -133,8 +133,8 @@ def read_boxes(value: object) -> Sequence[Box]:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
-        except RecursionError:
-            raise ValueError("boxes nested too deeply") from None
+        except (ValueError, RecursionError):
+            raise ValueError("not JSON") from None
     if value is None:
         return ()
     if not isinstance(value, list) or len(value) > _MOST_BOXES:

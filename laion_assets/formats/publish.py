@@ -107,6 +107,11 @@ class Manifest:
         """Size of all files."""
         return sum(record.bytes for record in self.files.values())
 
+    @property
+    def data_bytes(self) -> int:
+        """Size of the files that are no logs: equal inputs, equal size."""
+        return sum(record.bytes for record in self.files.values() if not record.is_log)
+
 
 def fingerprint(value: object) -> str:
     """Digest (32 hexadecimal digits) of a JSON-serializable value; equal values, equal digests."""

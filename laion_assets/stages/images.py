@@ -218,9 +218,7 @@ def _in_key_order(rows: pa.Table) -> pa.Table:
 
 def _sort_out(rows: pa.Table, columns: ColumnPolicy) -> tuple[list[Download], dict[int, Wanted]]:
     """For each row why it is not asked for, and what is asked for of the others, by row."""
-    nothing = [None] * rows.num_rows
-    digests = nothing if columns.digest_column is None else rows[columns.digest_column].to_pylist()
-    boxes = nothing if columns.boxes_column is None else rows[columns.boxes_column].to_pylist()
+    digests, boxes = _values(rows, columns.digest_column), _values(rows, columns.boxes_column)
     outcomes: list[Download] = []
     wanted: dict[int, Wanted] = {}
     values = zip(rows["url"].to_pylist(), rows["set_aside"].to_pylist(), digests, boxes, strict=True)
@@ -232,6 +230,13 @@ def _sort_out(rows: pa.Table, columns: ColumnPolicy) -> tuple[list[Download], di
             except ValueError as error:
                 outcomes[index] = _not_asked_for(Outcome.BAD_BOXES, f"boxes to blur: {error}")
     return outcomes, wanted
+
+
+def _values(rows: pa.Table, name: str | None) -> list[Any]:
+    """Values of a column that the policy may name, in another case than it carries it, or not name."""
+    if name is None:
+        return [None] * rows.num_rows
+    return list(rows[find_columns([name], rows.column_names)[name]].to_pylist())
 
 
 def _not_asked_for(outcome: Outcome, message: str) -> Download:

@@ -191,7 +191,7 @@ def _further_fields(path: Path, columns: ColumnPolicy) -> list[pa.Field]:
             found = ", ".join(schema.names)[:300]
             raise CorruptParquet(path, expected=f"a column {name!r}", found=found, remedy=remedy)
         fields.append(extra_field(name, schema.field(column).type))
-        if name == columns.digest_column and not is_text(fields[-1].type):
+        if name.lower() == (columns.digest_column or "").lower() and not is_text(fields[-1].type):
             found = f"type {fields[-1].type}"
             raise CorruptParquet(path, expected=f"digests as text in {name!r}", found=found, remedy=remedy)
     return fields
