@@ -8,7 +8,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.columns import ColumnPolicy, extra_field, find_columns
+from laion_assets.columns import ColumnPolicy, extra_field, find_columns, valid_text
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import (
@@ -79,6 +79,8 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = _NO
             table, further = _placed_rows(shard, layout), pa.table({})
         else:
             table, further = _planned_rows(layout, plan, shard, rows, carried)
+        # What is no UTF-8 in one row must not cost the shard.
+        table = pa.table({name: valid_text(table[name]) for name in table.column_names})
         reasons = set_aside_reasons(table["url"], table["similarity"])
         table = table.append_column(SAMPLES.field("set_aside"), reasons)
         for field, column in zip(further.schema, further.columns, strict=True):
