@@ -15,12 +15,14 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from laion_assets.columns import Box
 from laion_assets.decoding import Decoder
 from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import Entry, Journal
 from laion_assets.image import ImagePolicy, Stored, Undecodable
 from laion_assets.outcomes import Outcome, Status
+from laion_assets.schema import Digest
 
 if TYPE_CHECKING:
     from laion_assets.fetch.fetcher import Fetcher
@@ -40,6 +42,26 @@ _MOST_UNSYNCED: Final = 64
 _FILES_PER_CONNECTION: Final = 4
 _FILES_BESIDES: Final = 256
 _FEWEST_FILES_BESIDES: Final = 64
+
+# img2dataset's words.
+_HASH_MISMATCH: Final = "hash mismatch"
+# Of what the fetcher says, what is recorded of a row.
+_ANSWER_FIELDS: Final = ("http_status", "final_url", "content_type", "attempts", "milliseconds")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What to ask for, and what its answer must be like.
+
+    Attributes:
+        url: as the source has it.
+        digest: hexadecimal digest that the body must have, in lower case; None where none is known.
+        boxes: what to blur, as :func:`laion_assets.columns.read_boxes` gives it.
+    """
+
+    url: str | None
+    digest: str | None = None
+    boxes: Sequence[Box] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +86,13 @@ class Download:
         outcome: class of the outcome.
         message: what went wrong; None for a success.
         http_status: HTTP status of the last answer; None where none came.
-        body_bytes: length of the body; 0 where none came whole.
+        final_url: URL of the last answer; None where none came.
+        content_type: what the last answer calls its body; None where none came.
+        attempts: how often it was asked for.
+        milliseconds: how long that took, the wait for the domain's turn included.
+        body_bytes: length of the body; None where none came whole.
         sha256: of the body, hexadecimal; None where none came whole.
+        digest: as ``sha256``, the digest that ``compute_hash`` asks for.
         picture: the picture, if there is one.
     """
 
@@ -73,17 +100,23 @@ class Download:
     outcome: Outcome
     message: str | None = None
     http_status: int | None = None
-    body_bytes: int = 0
+    final_url: str | None = None
+    content_type: str | None = None
+    attempts: int = 0
+    milliseconds: int = 0
+    body_bytes: int | None = None
     sha256: str | None = None
+    digest: str | None = None
     picture: Picture | None = None
 
 
 def download(
-    urls: Sequence[str | None],
+    wanted: Sequence[Wanted],
     journal: Journal,
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
+    digest_kind: Digest = "sha256",
     transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> list[Download]:
@@ -93,15 +126,16 @@ def download(
     memory at once.
 
     Args:
-        urls: what to ask for.
+        wanted: what to ask for.
         journal: keeps what is finished, pictures included; of an earlier run over the same URLs, or empty.
         fetch_policy: what may be asked of the web.
         image_policy: what is accepted, and how it is stored.
+        digest_kind: what the digests in ``wanted`` are.
         transport: what performs a GET; the real one by default.
         progress: called after each URL.
 
     Returns:
-        What became of each URL, in the order of ``urls``.
+        What became of each URL, in the order of ``wanted``.
 
     Raises:
         TooManyOpenFiles: if the limit on open files is too low for ``concurrency``.
@@ -109,24 +143,27 @@ def download(
         OSError: if the journal cannot be written.
     """
     found = dict(_restore(entry) for entry in journal.entries)
-    remaining = [(index, url) for index, url in enumerate(urls) if index not in found]
+    remaining = [(index, one) for index, one in enumerate(wanted) if index not in found]
     if progress is not None and found:
-        progress(len(found), len(urls))
+        progress(len(found), len(wanted))
     if remaining:
         if transport is None:
             _allow_open_files(min(fetch_policy.concurrency, len(remaining)))
         _run_in_thread(
-            _download_all(remaining, found, journal, fetch_policy, image_policy, transport, progress)
+            _download_all(
+                remaining, found, journal, fetch_policy, image_policy, digest_kind, transport, progress
+            )
         )
-    return [found[index] for index in range(len(urls))]
+    return [found[index] for index in range(len(wanted))]
 
 
 async def _download_all(
-    remaining: Sequence[tuple[int, str | None]],
+    remaining: Sequence[tuple[int, Wanted]],
     found: dict[int, Download],
     journal: Journal,
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
+    digest_kind: Digest,
     transport: Transport | None,
     progress: Progress | None,
 ) -> None:
@@ -144,17 +181,21 @@ async def _download_all(
         if transport is None:
             transport = await stack.enter_async_context(HttpTransport(fetch_policy))
         downloader = _Downloader(
-            Fetcher(fetch_policy, transport), decoder, asyncio.Semaphore(fetch_policy.large_bodies)
+            Fetcher(fetch_policy, transport),
+            decoder,
+            asyncio.Semaphore(fetch_policy.large_bodies),
+            expected=digest_kind,
+            recorded=fetch_policy.compute_hash,
         )
         keeper = _Keeper(journal)
 
-        async def take_turns(turns: Iterable[tuple[int, str | None]]) -> None:
-            for index, url in turns:
-                found[index] = await keeper.keep(index, *await downloader.download(url))
+        async def take_turns(turns: Iterable[tuple[int, Wanted]]) -> None:
+            for index, one in turns:
+                found[index] = await keeper.keep(index, *await downloader.download(one))
                 if progress is not None:
                     progress(len(found), total)
 
-        turns = iter([remaining[place] for place in spread([_domain(url) for _, url in remaining])])
+        turns = iter([remaining[place] for place in spread([_domain(one.url) for _, one in remaining])])
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(fetch_policy.concurrency, len(remaining))):
@@ -175,12 +216,22 @@ def _domain(url: str | None) -> str:
 class _Downloader:
     """Takes one URL from text to a picture."""
 
-    def __init__(self, fetcher: Fetcher, decoder: Decoder, large_bodies: asyncio.Semaphore) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        decoder: Decoder,
+        large_bodies: asyncio.Semaphore,
+        *,
+        expected: Digest,
+        recorded: Digest,
+    ) -> None:
         self._fetcher = fetcher
         self._decoder = decoder
         self._large_bodies = large_bodies
+        self._expected = expected
+        self._recorded = recorded
 
-    async def download(self, url: str | None) -> tuple[Download, Stored | None]:
+    async def download(self, wanted: Wanted) -> tuple[Download, Stored | None]:
         """What became of a URL, and its picture if there is one."""
         from laion_assets.fetch.fetcher import FetchFailed
 
@@ -189,26 +240,29 @@ class _Downloader:
             async def admit_large() -> None:
                 await held.enter_async_context(self._large_bodies)
 
-            fetched = await self._fetcher.fetch(url, admit_large=admit_large)
+            fetched = await self._fetcher.fetch(wanted.url, admit_large=admit_large)
+            answer: dict[str, Any] = {name: getattr(fetched, name) for name in _ANSWER_FIELDS}
             if isinstance(fetched, FetchFailed):
-                failure = Download(
-                    status=Status.FAILED_TO_DOWNLOAD,
-                    outcome=fetched.outcome,
-                    message=fetched.message,
-                    http_status=fetched.http_status,
-                )
-                return failure, None
-            decoded = await self._decoder.decode(fetched.body)
-            sha256 = hashlib.sha256(fetched.body).hexdigest()
-        answer: dict[str, Any] = {
-            "http_status": fetched.http_status,
-            "body_bytes": len(fetched.body),
-            "sha256": sha256,
-        }
+                return _failed(fetched.outcome, fetched.message, answer), None
+            answer |= self._digests(fetched.body)
+            if wanted.digest and wanted.digest != hashlib.new(self._expected, fetched.body).hexdigest():
+                return _failed(Outcome.DIGEST_MISMATCH, _HASH_MISMATCH, answer), None
+            boxes = (wanted.boxes,) if wanted.boxes else ()
+            decoded = await self._decoder.decode(fetched.body, *boxes)
         if isinstance(decoded, Undecodable):
             status, outcome = Status.FAILED_TO_RESIZE, decoded.outcome
             return Download(status=status, outcome=outcome, message=decoded.message, **answer), None
         return Download(status=Status.SUCCESS, outcome=Outcome.SUCCESS, **answer), decoded
+
+    def _digests(self, body: bytes) -> dict[str, Any]:
+        """What is recorded of a body."""
+        sha256 = hashlib.sha256(body).hexdigest()
+        digest = sha256 if self._recorded == "sha256" else hashlib.new(self._recorded, body).hexdigest()
+        return {"body_bytes": len(body), "sha256": sha256, "digest": digest}
+
+
+def _failed(outcome: Outcome, message: str, answer: dict[str, Any]) -> Download:
+    return Download(status=Status.FAILED_TO_DOWNLOAD, outcome=outcome, message=message, **answer)
 
 
 class _Keeper:

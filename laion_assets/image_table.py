@@ -11,13 +11,13 @@ from laion_assets.formats import parquet
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.keys import global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import IMAGES
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET
 
 _REQUIRED = ("key", "status", "url")
 
 
 def read_image_table(
-    shard: ShardId, layout: Layout, *, columns: Sequence[str] = tuple(IMAGES.names)
+    shard: ShardId, layout: Layout, *, columns: Sequence[str] = tuple(IMAGES_IMG2DATASET.names)
 ) -> pa.Table:
     """Read a shard's table, its rows in the order of the file.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -14,6 +14,11 @@ _PART_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}")
 
 MANIFEST_SUFFIX: Final = ".manifest.json"
 """What follows a partition key in the name of its manifest."""
+
+# img2dataset takes every .json of a folder for a shard's statistics, and ends with a ValueError where the
+# name does not begin with the shard's number and '_'.
+IMAGES_MANIFEST_SUFFIX: Final = ".manifest"
+"""As :data:`MANIFEST_SUFFIX`, of images; versions until 0.1.0 wrote the other one there, too."""
 
 DATASET_NAME: Final = "laion400m"
 DATASET_VERSION: Final = "1.0.0"
@@ -71,12 +76,17 @@ class Output:
         partition: partition key; the stage's own name where it has no partitions.
         folder: where the files lie.
         names: file names, all in ``folder``; the manifest is not among them.
+        logs: those of the names that tell of the run and not of the data: equal inputs need not give equal
+            bytes. They are published and checksummed like the others, and count in no data version.
+        manifest_suffix: what follows the partition key in the manifest's name.
     """
 
     stage: str
     partition: str
     folder: Path
     names: tuple[str, ...]
+    logs: tuple[str, ...] = ()
+    manifest_suffix: str = MANIFEST_SUFFIX
 
     def __str__(self) -> str:
         return self.stage if self.partition == self.stage else f"{self.stage} {self.partition}"
@@ -84,6 +94,11 @@ class Output:
     @property
     def manifest(self) -> Path:
         """Written last: a partition without it is not done."""
+        return self.folder / f"{self.partition}{self.manifest_suffix}"
+
+    @property
+    def older_manifest(self) -> Path:
+        """Where versions until 0.1.0 wrote it; the same file for every stage but images."""
         return self.folder / f"{self.partition}{MANIFEST_SUFFIX}"
 
     @property
@@ -146,8 +161,24 @@ class Layout:
         return self._output("samples", str(shard), f"{shard}.parquet")
 
     def images(self, shard: ShardId) -> Output:
-        """img2dataset's three files of one shard."""
-        return self._output("images", str(shard), f"{shard}.tar", f"{shard}.parquet", f"{shard}_stats.json")
+        """img2dataset's three files of one shard, and what asking for its pictures took.
+
+        That table's name does not end in .parquet, because img2dataset and many a script read
+        every such file of the folder as a list of pictures.
+        """
+        requests = f"{shard}.requests"
+        placed = self.placed_images(shard)
+        return replace(placed, names=(*placed.names, requests), logs=(f"{shard}_stats.json", requests))
+
+    def placed_images(self, shard: ShardId) -> Output:
+        """The three files of one shard as img2dataset itself writes them."""
+        return Output(
+            stage="images",
+            partition=str(shard),
+            folder=self.images_folder,
+            names=(f"{shard}.tar", f"{shard}.parquet", f"{shard}_stats.json"),
+            manifest_suffix=IMAGES_MANIFEST_SUFFIX,
+        )
 
     @property
     def images_folder(self) -> Path:
@@ -163,8 +194,12 @@ class Layout:
         return self.images(shard).path(f"{shard}.parquet")
 
     def images_stats(self, shard: ShardId) -> Path:
-        """Counts of one shard in img2dataset's JSON."""
+        """Counts and times of one shard in img2dataset's JSON."""
         return self.images(shard).path(f"{shard}_stats.json")
+
+    def images_requests(self, shard: ShardId) -> Path:
+        """How often each row of one shard was asked for and how long that took, in Parquet."""
+        return self.images(shard).path(f"{shard}.requests")
 
     def normalized_images(self, shard: ShardId) -> Output:
         """The examples-to-be of one image shard, and the rows set aside with their reasons."""

@@ -38,12 +38,14 @@ class Outcome(StrEnum):
     TOO_LARGE = "too_large"
     TRUNCATED = "truncated"
     PROTOCOL = "protocol"
+    DIGEST_MISMATCH = "digest_mismatch"  # the body is not the one that the source has the digest of
     NOT_AN_IMAGE = "not_an_image"
     TOO_SMALL = "too_small"  # a side shorter than is wanted
     ASPECT_RATIO = "aspect_ratio"  # one side too long for the other
     TOO_MANY_PIXELS = "too_many_pixels"
     UNDECODABLE = "undecodable"
     DECODER_DIED = "decoder_died"
+    BAD_BOXES = "bad_boxes"  # never asked for: what has to be blurred cannot be read
     OTHER = "other"  # of a shard made elsewhere, whose message says more
 
 

@@ -82,6 +82,7 @@ def _raw_metadata(settings: Settings, part: str) -> Manifest:
         location=files[part],
         source_schema=settings.raw.source_schema,
         rows_per_shard=settings.rows_per_shard,
+        columns=settings.raw,
     )
 
 
@@ -92,11 +93,13 @@ def _shard_plan(settings: Settings, _: str) -> Manifest:
 
 
 def _samples(settings: Settings, key: str) -> Manifest:
-    return samples.write_samples(ShardId.parse(key), settings.layout)
+    return samples.write_samples(ShardId.parse(key), settings.layout, columns=settings.raw)
 
 
 def _images(settings: Settings, key: str) -> Manifest:
-    return images.images(ShardId.parse(key), settings.layout, settings.fetch, settings.image)
+    return images.images(
+        ShardId.parse(key), settings.layout, settings.fetch, settings.image, columns=settings.raw
+    )
 
 
 def _normalized_images(settings: Settings, key: str) -> Manifest:
@@ -221,7 +224,8 @@ STAGES: Final = (
         description=(
             "Downloaded and resized pictures of one shard in img2dataset's layout: `images/SHARD.tar` "
             "(a WebDataset), `SHARD.parquet` (every row with its outcome, failures too) and "
-            "`SHARD_stats.json`. Shards that img2dataset itself wrote are accepted."
+            "`SHARD_stats.json`; beside them `SHARD.requests`, a Parquet table of how often each row was "
+            "asked for and how long that took. Shards that img2dataset itself wrote are accepted."
         ),
         columns=schema.IMAGES,
     ),

@@ -23,7 +23,7 @@ from laion_assets.image import STORED_EXTENSIONS
 from laion_assets.keys import check_unique, global_keys, spelled_keys
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
-from laion_assets.schema import IMAGES, SAMPLES
+from laion_assets.schema import IMAGES_IMG2DATASET, SAMPLES
 
 # A placed shard stays what it is, whatever becomes of our settings and code.
 PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
@@ -31,6 +31,7 @@ PLACED: Final = Recipe(code_version="placed", settings="img2dataset")
 # In the statistics of the shards we download.
 WRITER: Final = "laion_assets"
 
+_OURS: Final = (*IMAGES_IMG2DATASET.names, "outcome", "http_status")
 _REQUIRED: Final = ("url", "key", "status")
 _REMEDY: Final = (
     "Place the three files that img2dataset wrote for this shard again, or remove them to have the shard "
@@ -93,7 +94,7 @@ def check_placed(shard: ShardId, layout: Layout) -> Tally:
 
 
 def _check_presence(shard: ShardId, layout: Layout) -> None:
-    output = layout.images(shard)
+    output = layout.placed_images(shard)
     missing = [name for name in output.names if not output.path(name).is_file()]
     if missing:
         raise MissingInput(
@@ -162,7 +163,7 @@ def _check_urls(shard: ShardId, layout: Layout, placed: pa.Table) -> None:
     output = layout.samples(shard)
     if read_manifest(output) is None:
         return
-    samples = parquet.read_table(output.only, SAMPLES, columns=["key", "url"]).sort_by("key")
+    samples = parquet.read_table(output.only, SAMPLES, columns=["key", "url"], and_more=True).sort_by("key")
     path = layout.images_table(shard)
     if samples.num_rows != placed.num_rows:
         raise _misaligned(path, f"{samples.num_rows} rows, as in {output.only}", str(placed.num_rows))
@@ -179,7 +180,8 @@ def _check_urls(shard: ShardId, layout: Layout, placed: pa.Table) -> None:
 def _is_our_table(path: Path) -> bool:
     try:
         with parquet.open_reader(path) as reader:
-            return bool(reader.schema_arrow.equals(IMAGES, check_metadata=False))
+            # As every version of ours begins; img2dataset's order is another.
+            return tuple(reader.schema_arrow.names[: len(_OURS)]) == _OURS
     except CorruptParquet:
         return False
 

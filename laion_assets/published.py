@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from laion_assets.formats.publish import Manifest, read_manifest
+from laion_assets.formats.publish import Manifest, done, read_manifest
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 
 # In the order of flow. The last two describe the others.
 _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyType(
@@ -59,31 +59,51 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     """Keys of a stage's published partitions, ascending."""
     if stage in _UNPARTITIONED:
         return (stage,) if output_of(layout, stage, stage).manifest.exists() else ()
-    folder = sample_output(layout, stage).folder
-    keys = (path.name.removesuffix(MANIFEST_SUFFIX) for path in folder.glob(f"*{MANIFEST_SUFFIX}"))
     # A shard number may outgrow five digits.
-    return tuple(sorted(keys, key=lambda key: (len(key), key)))
+    return tuple(sorted(set(_keys(layout, stage)), key=lambda key: (len(key), key)))
 
 
 def some_partitions(layout: Layout, stage: str, most: int) -> tuple[str, ...]:
     """Keys of at most so many of a stage's published partitions, whichever come first to hand."""
+    return tuple(islice(_keys(layout, stage), most))
+
+
+def manifest_suffixes(layout: Layout, stage: str) -> tuple[str, ...]:
+    """What a stage's manifests end with: the present suffix, and an older one if there was another."""
+    output = sample_output(layout, stage)
+    names = dict.fromkeys((output.manifest.name, output.older_manifest.name))
+    return tuple(name.removeprefix(output.partition) for name in names)
+
+
+def _keys(layout: Layout, stage: str) -> Iterator[str]:
+    """Keys of a stage's manifests, in no order."""
     folder = sample_output(layout, stage).folder
+    suffixes = manifest_suffixes(layout, stage)
     if not folder.is_dir():
-        return ()
+        return
     with os.scandir(folder) as entries:
-        names = (entry.name for entry in entries if entry.name.endswith(MANIFEST_SUFFIX))
-        return tuple(name.removesuffix(MANIFEST_SUFFIX) for name in islice(names, most))
+        for entry in entries:
+            for suffix in suffixes:
+                if entry.name.endswith(suffix):
+                    yield entry.name.removesuffix(suffix)
 
 
 def whole_partitions(layout: Layout, stage: str) -> frozenset[str]:
     """Keys of a stage's partitions that have a manifest and every file, of whatever size.
 
-    One look at the folder, since tens of thousands of manifests take many seconds to read.
+    One look at the folder, since tens of thousands of manifests take many seconds to read; only where a log
+    is missing, which older versions and img2dataset did not write, the manifest is asked.
     """
     keys = partitions_of(layout, stage)
     folder = sample_output(layout, stage).folder
     names = {path.name for path in folder.iterdir()} if keys else set()
-    return frozenset(key for key in keys if names.issuperset(output_of(layout, stage, key).names))
+
+    def is_whole(key: str) -> bool:
+        output = output_of(layout, stage, key)
+        missing = set(output.names) - names
+        return not missing or (missing <= set(output.logs) and done(output) is not None)
+
+    return frozenset(filter(is_whole, keys))
 
 
 def manifests_of(layout: Layout, stage: str) -> dict[str, Manifest]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import pyarrow as pa
 
@@ -24,6 +24,12 @@ class NsfwTag(StrEnum):
     UNSURE = "UNSURE"
     NSFW = "NSFW"
     UNTAGGED = "UNTAGGED"
+
+
+Digest = Literal["sha256", "md5", "sha512"]
+"""Digests of bodies, as img2dataset and hashlib name them."""
+
+DIGESTS: Final[tuple[Digest, ...]] = ("sha256", "md5", "sha512")
 
 
 class SetAside(StrEnum):
@@ -75,6 +81,18 @@ SAMPLES: Final = pa.schema(
     ]
 )
 
+
+def images(digest: Digest = "sha256", extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Schema of a shard's images: the columns of :data:`IMAGES`, another digest, and the source's own.
+
+    Args:
+        digest: what is recorded of bodies beside their sha256.
+        extra: columns taken along from the source.
+    """
+    others = [] if digest == "sha256" else [_column(digest, pa.string(), f"{digest} of the body served")]
+    return pa.schema([*IMAGES, *others, *extra])
+
+
 # img2dataset 1.47's columns for `--save_additional_columns NSFW,similarity,LICENSE`, in its order...
 IMAGES_IMG2DATASET: Final = pa.schema(
     [
@@ -100,6 +118,26 @@ IMAGES: Final = pa.schema(
         *IMAGES_IMG2DATASET,
         _column("outcome", pa.string(), "class of the outcome", nullable=False),
         _column("http_status", pa.int16(), "HTTP status of the last answer; null where none came"),
+        _column(
+            "final_url", pa.string(), "URL of the last answer, as it was asked for; null where none came"
+        ),
+        _column("content_type", pa.string(), "what the last answer calls its body; '' where it does not say"),
+        _column("body_bytes", pa.int64(), "length of the body served; null where none came whole"),
+    ]
+)
+
+# What differs from run to run, in a file of its own.
+REQUESTS: Final = pa.schema(
+    [
+        _column("key", pa.string(), "key of the row in the shard's table", nullable=False),
+        _column("attempts", pa.int16(), "how often it was asked for; redirects do not count", nullable=False),
+        _column(
+            "milliseconds",
+            pa.int32(),
+            "from its turn to its last byte or failure: waiting for its host's other downloads and the "
+            "pauses between attempts included",
+            nullable=False,
+        ),
     ]
 )
 

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnparsableSettings
 
+from laion_assets.columns import ColumnPolicy
 from laion_assets.errors import SettingsError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.image import ImagePolicy
@@ -34,8 +35,8 @@ SETTINGS_FILE_VARIABLE: Final = "LAION_SETTINGS"
 _RAW_SUFFIXES: Final = (".parquet", ".tsv")
 
 
-class RawSettings(Policy):
-    """Where the raw files are and how they name their columns."""
+class RawSettings(ColumnPolicy):
+    """Where the raw files are, how they name their columns, and which of these are taken along."""
 
     source: Annotated[tuple[str, ...], NoDecode] = ()
     """Folders, glob patterns, files, or http(s):// and s3:// URLs of single files."""

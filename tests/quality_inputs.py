@@ -22,7 +22,7 @@ from laion_assets.formats.sealed import seal, unseal
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.quality.thresholds import Thresholds
-from laion_assets.schema import IMAGES, RAW, SAMPLES
+from laion_assets.schema import IMAGES, RAW, REQUESTS, SAMPLES
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.dataset_report import write_dataset_report
 from laion_assets.stages.embedding_join import join_embeddings
@@ -117,6 +117,12 @@ def write_images(layout: Layout, shard: ShardId) -> None:
             "failed_to_resize": 0,
         }
         draft.path(f"{shard}_stats.json").write_text(json.dumps(stats))
+        requests = [{"key": row["key"], "attempts": 1, "milliseconds": 20} for row in rows]
+        parquet.write_table(
+            draft.path(layout.images_requests(shard).name),
+            pa.Table.from_pylist(requests, schema=REQUESTS),
+            REQUESTS,
+        )
         outcomes = [row["outcome"] for row in rows]
         counts = {f"outcome:{name}": outcomes.count(name) for name in set(outcomes)}
         return Tally(rows=len(rows), counts=counts | {"success": successes})

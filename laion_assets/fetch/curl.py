@@ -203,7 +203,7 @@ class _Exchange:
         try:
             return self._conclude()
         except ExchangeFailed as failure:
-            failure.http_status = None if self._head is None else self._head.status
+            failure.head = self._head
             raise
 
     def _conclude(self) -> Response:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import stamina
 
@@ -29,6 +29,8 @@ _PASSING_STATUSES: Final = (408, 425, 429, 502, 503, 504, 520, 521, 522, 523, 52
 # 203 is what a proxy that changed something says; there is a body.
 _WITH_BODY: Final = (200, 203)
 
+_NOT_ASKED: Final = (Outcome.HOST_DOWN, Outcome.DISALLOWED)
+
 # img2dataset's four, and `none`, which Google defines as noindex with nofollow.
 _OPT_OUT: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 # Directives that have a colon themselves, so what stands before it is no agent's name.
@@ -44,12 +46,17 @@ class Fetched:
         http_status: HTTP status.
         final_url: URL of the last redirect.
         content_type: what the server calls it, printable and capped; '' where it says nothing.
+        attempts: how often it was asked for; redirects do not count.
+        milliseconds: from :meth:`Fetcher.fetch` to its end, waiting for the domain's turn and the pauses
+            between attempts included.
     """
 
     body: bytes
     http_status: int
     final_url: str
     content_type: str
+    attempts: int = 1
+    milliseconds: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +67,19 @@ class FetchFailed:
         outcome: class of the failure.
         message: short and ours: it holds no text that a server sent.
         http_status: HTTP status of the last answer; None where none came.
+        final_url: URL of the last answer; None where none came.
+        content_type: what the last answer calls its body, as in :class:`Fetched`; None where none came.
+        attempts: how often it was asked for; 0 for a URL that may not be.
+        milliseconds: as in :class:`Fetched`.
     """
 
     outcome: Outcome
     message: str
     http_status: int | None = None
+    final_url: str | None = None
+    content_type: str | None = None
+    attempts: int = 1
+    milliseconds: int = field(default=0, compare=False)
 
 
 async def _admit() -> None:
@@ -95,19 +110,28 @@ class Fetcher:
         try:
             target = parse_url(url or "")
         except BadUrl as error:
-            return FetchFailed(outcome=Outcome.BAD_URL, message=str(error))
-        admission = _Admission(admit_large)
-        try:
-            return await self._attempt(target, admission)
-        except _Passing as error:
-            return await self._ask_again(target, admission, error)
+            return FetchFailed(outcome=Outcome.BAD_URL, message=str(error), attempts=0)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        attempts, found = await self._try(target, _Admission(admit_large))
+        return replace(found, attempts=attempts, milliseconds=round(1000 * (loop.time() - began)))
 
-    async def _ask_again(
+    async def _try(self, target: Target, admission: _Admission) -> tuple[int, Fetched | FetchFailed]:
+        """How often the URL was asked for, and what came of the last time."""
+        try:
+            found = await self._attempt(target, admission)
+        except _Passing as error:
+            return await self._try_again(target, admission, error)
+        is_untouched = isinstance(found, FetchFailed) and found.outcome in _NOT_ASKED and not found.final_url
+        return 0 if is_untouched else 1, found
+
+    async def _try_again(
         self, target: Target, admission: _Admission, first: _Passing
-    ) -> Fetched | FetchFailed:
+    ) -> tuple[int, Fetched | FetchFailed]:
         """The attempts after the first one, which is counted here but was made without stamina's 50 µs."""
         policy = self._policy
         failed: _Passing | None = first
+        attempts = 1
         try:
             async for attempt in stamina.retry_context(
                 on=_pause,
@@ -117,48 +141,49 @@ class Fetcher:
                 wait_max=max(policy.backoff_s, policy.retry_after_s),
                 wait_jitter=policy.backoff_s,
             ):
+                attempts = attempt.num
                 with attempt:
                     if failed is not None:
                         error, failed = failed, None
                         raise error
                     found = await self._attempt(target, admission)
-                    # This URL was asked for, so what came of that says more.
-                    is_down = isinstance(found, FetchFailed) and found.outcome is Outcome.HOST_DOWN
-                    return first.failure if is_down else found
+                    if isinstance(found, FetchFailed) and found.outcome is Outcome.HOST_DOWN:
+                        # This URL was asked for, so what came of that says more.
+                        return attempts - 1, first.failure
+                    return attempts, found
         except _Passing as error:
-            return error.failure
+            return attempts, error.failure
         raise AssertionError("stamina returns or raises")
 
     async def _attempt(self, target: Target, admission: _Admission) -> Fetched | FetchFailed:
         """Ask once, redirects included."""
         seconds = self._policy.total_timeout_s
-        status: int | None = None
+        answer: dict[str, Any] = {}
         for _ in range(self._policy.max_redirects + 1):
             if self._policy.honour_robots_txt and not await self._robots.allow(target.url):
                 message = "disallowed by robots.txt"
-                return FetchFailed(outcome=Outcome.DISALLOWED, message=message, http_status=status)
+                return FetchFailed(outcome=Outcome.DISALLOWED, message=message, **answer)
             try:
                 response, seconds = await self._ask(target, seconds, admission, self._wants_body)
             except ExchangeFailed as error:
-                failure = FetchFailed(
-                    outcome=error.outcome, message=error.message, http_status=error.http_status or status
-                )
+                if error.head is not None:
+                    answer = _describe(target, error.head)
+                failure = FetchFailed(outcome=error.outcome, message=error.message, **answer)
                 if error.passing:
                     raise _Passing(failure, self._policy) from error
                 return failure
-            status = response.head.status
+            answer = _describe(target, response.head)
             location = response.head.value("location")
-            if status not in _REDIRECTS or location is None:
-                return self._judge(target, response)
+            if response.head.status not in _REDIRECTS or location is None:
+                return self._judge(response, answer)
             try:
                 target = parse_redirect(target, location)
             except BadUrl as error:
-                message = f"redirect: {error}"
-                return FetchFailed(outcome=Outcome.BAD_URL, message=message, http_status=status)
+                return FetchFailed(outcome=Outcome.BAD_URL, message=f"redirect: {error}", **answer)
         return FetchFailed(
             outcome=Outcome.TOO_MANY_REDIRECTS,
             message=f"more than {self._policy.max_redirects} redirects",
-            http_status=status,
+            **answer,
         )
 
     async def _ask_for_robots(self, url: str) -> Response | None:
@@ -205,26 +230,27 @@ class Fetcher:
             head.values("x-robots-tag"), self._policy.user_agent_token
         )
 
-    def _judge(self, target: Target, response: Response) -> Fetched | FetchFailed:
+    def _judge(self, response: Response, answer: Mapping[str, Any]) -> Fetched | FetchFailed:
         status = response.head.status
         if response.body is not None:
-            return Fetched(
-                body=response.body,
-                http_status=status,
-                final_url=target.url,
-                content_type=_printable(response.head.value("content-type") or "", 100),
-            )
+            return Fetched(body=response.body, **answer)
         if status in _WITH_BODY:
             return FetchFailed(
                 outcome=Outcome.OPTED_OUT,
                 message="Use of image disallowed by X-Robots-Tag directive",
-                http_status=status,
+                **answer,
             )
         outcome = {4: Outcome.HTTP_4XX, 5: Outcome.HTTP_5XX}.get(status // 100, Outcome.PROTOCOL)
-        failure = FetchFailed(outcome=outcome, message=_http_message(status), http_status=status)
+        failure = FetchFailed(outcome=outcome, message=_http_message(status), **answer)
         if status in _PASSING_STATUSES:
             raise _Passing(failure, self._policy, retry_after=response.head.value("retry-after"))
         return failure
+
+
+def _describe(target: Target, head: Head) -> dict[str, Any]:
+    """What is kept of an answer, whether there is a body or not."""
+    content_type = _printable(head.value("content-type") or "", 100)
+    return {"http_status": head.status, "final_url": target.url, "content_type": content_type}
 
 
 def opts_out(values: Iterable[str], agent: str) -> bool:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from laion_assets import __version__
 from laion_assets.policy import Policy
+from laion_assets.schema import Digest
 
 MIB: Final = 1 << 20
 
@@ -60,6 +61,8 @@ class FetchPolicy(Policy):
     """Name by which X-Robots-Tag may address us."""
     contact: str = Field(default="", pattern=r"^[\x20-\x7e]*$")
     """URL or address in the User-Agent header, for site owners."""
+    compute_hash: Digest = "sha256"
+    """img2dataset's setting: a digest of each body that is recorded; its sha256 always is."""
 
     @property
     def user_agent(self) -> str:

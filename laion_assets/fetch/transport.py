@@ -52,12 +52,12 @@ class ExchangeFailed(Exception):
         passing: whether it may go better another time.
 
     Attributes:
-        http_status: HTTP status, where the head of an answer came.
+        head: what came before it went wrong; None where no answer had begun.
     """
 
     def __init__(self, outcome: Outcome, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
-        self.http_status: int | None = None
+        self.head: Head | None = None
         self.outcome = outcome
         self.message = message
         self.passing = passing

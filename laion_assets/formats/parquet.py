@@ -92,19 +92,22 @@ def open_reader(path: Path) -> Iterator[pq.ParquetFile]:
         ) from error
 
 
-def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None, and_more: bool = False
+) -> pa.Table:
     """Read a file that this project wrote.
 
     Args:
         path: the file.
         schema: what it was declared as when written.
         columns: which columns to read, all by default.
+        and_more: whether columns of the source may follow those declared.
 
     Raises:
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        _check_schema(path, schema, reader.schema_arrow)
+        _check_schema(path, schema, reader.schema_arrow, and_more=and_more)
         names = list(columns) if columns is not None else None
         groups = []
         for group in range(reader.num_row_groups):
@@ -117,7 +120,12 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
 
 
 def read_batches(
-    path: Path, schema: pa.Schema, *, batch_rows: int, columns: Sequence[str] | None = None
+    path: Path,
+    schema: pa.Schema,
+    *,
+    batch_rows: int,
+    columns: Sequence[str] | None = None,
+    and_more: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """As :func:`read_table`, a batch of rows at a time, so that memory does not grow with the file.
 
@@ -126,12 +134,13 @@ def read_batches(
         schema: what it was declared as when written.
         batch_rows: most rows of a batch; batches may be smaller.
         columns: which columns to read, all by default.
+        and_more: whether columns of the source may follow those declared.
 
     Raises:
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     with open_reader(path) as reader:
-        _check_schema(path, schema, reader.schema_arrow)
+        _check_schema(path, schema, reader.schema_arrow, and_more=and_more)
         for group in range(reader.num_row_groups):
             # One by one: a page that claims more values than it has would be followed into the next group's.
             yield from batches(path, reader, batch_rows=batch_rows, columns=columns, groups=[group])
@@ -235,8 +244,9 @@ def _check_places(path: Path, footer: pq.FileMetaData) -> None:
             at += chunk.total_compressed_size
 
 
-def _check_schema(path: Path, schema: pa.Schema, found: pa.Schema) -> None:
-    if not found.equals(schema, check_metadata=False):
+def _check_schema(path: Path, schema: pa.Schema, found: pa.Schema, *, and_more: bool) -> None:
+    compared = pa.schema(list(found)[: len(schema)]) if and_more else found
+    if not compared.equals(schema, check_metadata=False):
         raise CorruptParquet(
             path,
             expected=f"columns {_spell(schema)}",

@@ -31,8 +31,8 @@ from laion_assets.formats.durable import make_folder, naming_storage_errors, syn
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Output
 
-_MANIFEST_FORMAT: Final = 2
-_READ_FORMATS: Final = (1, _MANIFEST_FORMAT)
+_MANIFEST_FORMAT: Final = 3
+_READ_FORMATS: Final = (1, 2, _MANIFEST_FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,11 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """Size in bytes and sha256 (hexadecimal) of one file."""
+    """Size in bytes and sha256 (hexadecimal) of one file, and whether it is a log of the run."""
 
     bytes: int
     sha256: str
+    is_log: bool = False  # what manifests of format 1 and 2 do not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +98,18 @@ class Manifest:
 
     @property
     def data_version(self) -> str:
-        """Hexadecimal digest of the files' names and contents: equal bytes, equal version."""
-        return fingerprint({name: record.sha256 for name, record in self.files.items()})
+        """Hexadecimal digest of the files' names and contents, logs aside: equal bytes, equal version."""
+        return fingerprint({name: record.sha256 for name, record in self.files.items() if not record.is_log})
 
     @property
     def bytes(self) -> int:
         """Size of all files."""
         return sum(record.bytes for record in self.files.values())
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the files that are no logs: equal inputs, equal size."""
+        return sum(record.bytes for record in self.files.values() if not record.is_log)
 
 
 def sha256_of(path: Path) -> str:
@@ -206,19 +212,25 @@ def read_manifest(output: Output) -> Manifest | None:
     Raises:
         CorruptManifest: if there is one that cannot be read.
     """
+    path = manifest_path(output)
     try:
-        data = output.manifest.read_bytes()
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return _parse(unseal(data), output)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifest(
-            output.manifest,
+            path,
             expected=f"a manifest of format {_MANIFEST_FORMAT}",
             found=f"{type(error).__name__}: {error}",
             remedy="Delete it to have the partition made again.",
         ) from error
+
+
+def manifest_path(output: Output) -> Path:
+    """Where a partition's manifest lies, if there is one: an older version may have written it."""
+    return output.older_manifest if not output.manifest.exists() else output.manifest
 
 
 def done(output: Output) -> Manifest | None:
@@ -260,7 +272,7 @@ def verify(output: Output) -> Manifest:
                 expected=f"sha256 {record.sha256}",
                 found=found,
                 remedy="The file changed after it was published: restore it, or delete "
-                f"{output.manifest} to have the partition made again.",
+                f"{manifest_path(output)} to have the partition made again.",
             )
     return manifest
 
@@ -319,10 +331,12 @@ def _tidy(output: Output) -> None:
 
 def _check_source(source: Output, recipe: Recipe) -> None:
     """Check that an input is whole, and the one that the recipe was written for."""
-    version = require(source).data_version
+    manifest = require(source)
+    version = manifest.data_version
     if recipe.inputs[source.stage] != version:
         raise ShardBusy(f"{source} was made again just now: run this again")
-    statuses = [source.path(name).stat() for name in source.names]
+    # The manifest's files, since older versions and img2dataset wrote fewer than the output has names.
+    statuses = [source.path(name).stat() for name in manifest.files]
     identities = tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses)
     _verify_once(source, version, identities)
 
@@ -360,11 +374,14 @@ def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafte
         sync_file(output.draft / name)
     if drafted:
         output.manifest.unlink(missing_ok=True)
+        output.older_manifest.unlink(missing_ok=True)
         sync_folder(output.folder)
         for name in drafted:
             (output.draft / name).replace(output.path(name))
         sync_folder(output.folder)
     draft.replace(output.manifest)
+    if output.older_manifest != output.manifest:
+        output.older_manifest.unlink(missing_ok=True)
     sync_folder(output.folder)
     return manifest
 
@@ -375,7 +392,11 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
         partition=output.partition,
         recipe=recipe,
         files={
-            name: FileRecord(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+            name: FileRecord(
+                bytes=(folder / name).stat().st_size,
+                sha256=sha256_of(folder / name),
+                is_log=name in output.logs,
+            )
             for name in output.names
         },
         rows=tally.rows,

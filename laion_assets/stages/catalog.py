@@ -3,7 +3,8 @@
 The views name folders, not files, and ask for the manifests each time: a shard published later is in them at
 once, and a file without a manifest never is. What a view cannot do is appear: one of a stage that had
 published nothing when the catalog was written has the right columns and stays empty until it is written
-again, which materializing the catalog does. Paths are absolute, so a data root that moved needs that too.
+again, which materializing the catalog does; and so do columns of the source that were taken along since.
+Paths are absolute, so a data root that moved needs that too.
 """
 
 # ruff: noqa: S608 (statements are put together from this project's own words and quoted paths)
@@ -21,9 +22,11 @@ import pyarrow as pa
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import MANIFEST_SUFFIX, Layout
+from laion_assets.layout import IMAGES_MANIFEST_SUFFIX, Layout
 from laion_assets.published import (
     DATA_STAGES,
+    manifest_suffixes,
+    output_of,
     partitions_of,
     sample_output,
     version_of_everything,
@@ -33,6 +36,7 @@ from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
     RAW,
+    REQUESTS,
     ROWS_SET_ASIDE,
     SAMPLES,
     describe,
@@ -40,7 +44,7 @@ from laion_assets.schema import (
     image_embeddings,
 )
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class _View:
         partition: name of the column that holds the partition key.
         schema: columns of the files.
         description: what a row is.
-        same_columns: whether every file has these columns; shards that img2dataset made may lack some.
+        same_columns: whether every file has these columns and no others; shards that img2dataset made may
+            lack some, and others may have columns of the source.
     """
 
     name: str
@@ -73,8 +78,15 @@ _VIEWS: Final = (
         partition="part",
         schema=RAW,
         description="The rows of the raw parts.",
+        same_columns=False,
     ),
-    _View(name="samples", stage="samples", schema=SAMPLES, description="The rows of the shards, keyed."),
+    _View(
+        name="samples",
+        stage="samples",
+        schema=SAMPLES,
+        description="The rows of the shards, keyed.",
+        same_columns=False,
+    ),
     _View(
         name="images",
         stage="images",
@@ -82,6 +94,13 @@ _VIEWS: Final = (
         schema=IMAGES,
         description="What became of every sample: its picture, or why there is none.",
         same_columns=False,
+    ),
+    _View(
+        name="image_requests",
+        stage="images",
+        file=3,
+        schema=REQUESTS,
+        description="How often each row of images was asked for, and how long that took.",
     ),
     _View(
         name="normalized_images",
@@ -133,8 +152,10 @@ _MANIFEST_COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "seconds": ("DOUBLE", "wall-clock time it took to make"),
     "data_version": ("VARCHAR", "digest of its files"),
     "counts": ("MAP(VARCHAR, BIGINT)", "what became of its rows, by name"),
-    "files": ("MAP(VARCHAR, STRUCT(bytes BIGINT, sha256 VARCHAR))", "its files, by name"),
+    "files": ("MAP(VARCHAR, STRUCT(bytes BIGINT, sha256 VARCHAR, is_log BOOLEAN))", "its files, by name"),
 }
+
+_FROM_ELSEWHERE: Final = "column of the source, or one that img2dataset saved, as it is there"
 
 _QUERIES: Final = (
     (
@@ -198,7 +219,7 @@ def write_catalog(layout: Layout) -> Manifest:
         with duckdb.connect(str(draft.only)) as catalog:
             catalog.begin()
             for view in _VIEWS:
-                _create(catalog, layout, view, published=bool(published[view.stage]))
+                _create(catalog, layout, view)
             _create_shards(catalog, layout, published=any(published.values()))
             _create_queries(catalog)
             catalog.commit()
@@ -210,25 +231,38 @@ def write_catalog(layout: Layout) -> Manifest:
     return publish(layout.catalog(), recipe, write)
 
 
-def _create(catalog: duckdb.DuckDBPyConnection, layout: Layout, view: _View, *, published: bool) -> None:
-    nothing = _nothing({view.partition: "VARCHAR"} | _duckdb_types(catalog, view.schema))
-    select = _select(layout, view) if published else nothing
-    if published and not view.same_columns:
+def _create(catalog: duckdb.DuckDBPyConnection, layout: Layout, view: _View) -> None:
+    catalog.register("nothing", view.schema.empty_table())
+    select = nothing = _nothing({view.partition: "VARCHAR"} | _types(catalog, "nothing"))
+    catalog.unregister("nothing")
+    if _has_files(layout, view):
+        select = _select(layout, view)
+    if select != nothing and not view.same_columns:
+        # The columns that there are now are named: DuckDB gives up a view whose columns became others.
         select = f"{nothing} UNION ALL BY NAME {select}"
-    catalog.execute(f'CREATE VIEW "{view.name}" AS {select}')
+        types = _types(catalog, f"({select})")
+        columns = ", ".join(f"{_name(column)}::{type_} AS {_name(column)}" for column, type_ in types.items())
+        select = f"SELECT {columns} FROM ({select})"
+    catalog.execute(f"CREATE VIEW {_name(view.name)} AS {select}")
     _comment(catalog, view.name, view.description, {view.partition: "partition key"} | describe(view.schema))
 
 
-def _duckdb_types(catalog: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
-    catalog.register("nothing", schema.empty_table())
-    columns = catalog.execute("DESCRIBE nothing").fetchall()
-    catalog.unregister("nothing")
-    return {name: type_ for name, type_, *_ in columns}
+def _has_files(layout: Layout, view: _View) -> bool:
+    """Whether there is any file for a view to show; shards that img2dataset made have no requests."""
+    keys = partitions_of(layout, view.stage)
+    files = (output_of(layout, view.stage, key) for key in keys)
+    return any((output.folder / output.names[view.file]).exists() for output in files)
+
+
+def _types(catalog: duckdb.DuckDBPyConnection, rows: str) -> dict[str, str]:
+    """Column -> DuckDB's type, of a table or of a query in brackets."""
+    described = catalog.execute(f"DESCRIBE SELECT * FROM {rows}").fetchall()
+    return {name: type_ for name, type_, *_ in described}
 
 
 def _nothing(types: Mapping[str, str]) -> str:
     """SQL for no rows of these columns."""
-    columns = ", ".join(f'NULL::{type_} AS "{column}"' for column, type_ in types.items())
+    columns = ", ".join(f"NULL::{type_} AS {_name(column)}" for column, type_ in types.items())
     return f"SELECT {columns} WHERE false"
 
 
@@ -240,13 +274,17 @@ def _select(layout: Layout, view: _View) -> str:
     keys = "*" if view.partition == "part" else "*[0-9]"
     files = f"{_folder(output.folder)}/{before}{keys}{after}"
     union = "" if view.same_columns else ", union_by_name = true"
+    manifests = " OR ".join(
+        f"""{_name(view.partition)} IN (
+            SELECT {_key_of("file", suffix)}
+            FROM glob({_quote(f"{_folder(output.folder)}/*{suffix}")}))"""
+        for suffix in manifest_suffixes(layout, view.stage)
+    )
     return f"""
         SELECT * FROM (
             SELECT {_key_of("filename", after)} AS "{view.partition}", * EXCLUDE (filename)
             FROM read_parquet({_quote(files)}, filename = true{union}))
-        WHERE "{view.partition}" IN (
-            SELECT {_key_of("file", MANIFEST_SUFFIX)}
-            FROM glob({_quote(f"{_folder(output.folder)}/*{MANIFEST_SUFFIX}")}))
+        WHERE {manifests}
     """
 
 
@@ -264,7 +302,8 @@ def _create_shards(catalog: duckdb.DuckDBPyConnection, layout: Layout, *, publis
     types = {name: type_ for name, (type_, _) in _MANIFEST_COLUMNS.items()}
     if published:
         columns = ", ".join(f"{name}: {_quote(type_)}" for name, type_ in types.items())
-        files = f"{_folder(layout.root)}/*/*{MANIFEST_SUFFIX}"
+        # Those of images, too, which end otherwise.
+        files = f"{_folder(layout.root)}/*/*{IMAGES_MANIFEST_SUFFIX}*"
         catalog.execute(f"""
             CREATE VIEW shards AS
             SELECT * EXCLUDE (files), list_sum([file.bytes FOR file IN map_values(files)])::BIGINT AS bytes,
@@ -297,11 +336,15 @@ def _comment(
     *,
     kind: str = "VIEW",
 ) -> None:
-    catalog.execute(f'COMMENT ON {kind} "{name}" IS {_quote(description)}')
-    found = {column for column, *_ in catalog.execute(f'DESCRIBE "{name}"').fetchall()}
-    for column, text in columns.items():
-        if column in found:
-            catalog.execute(f'COMMENT ON COLUMN "{name}"."{column}" IS {_quote(text)}')
+    catalog.execute(f"COMMENT ON {kind} {_name(name)} IS {_quote(description)}")
+    for column in _types(catalog, _name(name)):
+        text = columns.get(column, _FROM_ELSEWHERE)
+        catalog.execute(f"COMMENT ON COLUMN {_name(name)}.{_name(column)} IS {_quote(text)}")
+
+
+def _name(text: str) -> str:
+    """An SQL identifier."""
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _quote(text: str) -> str:

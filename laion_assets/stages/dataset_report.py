@@ -14,7 +14,7 @@ from laion_assets.layout import Layout, ShardId
 from laion_assets.published import DATA_STAGES, manifests_of, version_of_everything
 from laion_assets.quality.statistics import Statistics, dataset_statistics
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 _SHEET_COLUMNS: Final = 6
 _SHEET_PICTURES: Final = 24
@@ -66,14 +66,14 @@ def write_dataset_report(layout: Layout) -> Manifest:
 
 
 def _stages(layout: Layout) -> dict[str, dict[str, int]]:
-    """Stage -> how many partitions are published, and their rows and bytes."""
+    """Stage -> how many partitions are published, and their rows and bytes, logs aside."""
     found: dict[str, dict[str, int]] = {}
     for stage in DATA_STAGES:
         manifests = manifests_of(layout, stage).values()
         found[stage] = {
             "partitions": len(manifests),
             "rows": sum(manifest.rows for manifest in manifests),
-            "bytes": sum(manifest.bytes for manifest in manifests),
+            "bytes": sum(manifest.data_bytes for manifest in manifests),
         }
     return found
 

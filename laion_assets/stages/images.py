@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from laion_assets.download import Download, Progress, download
-from laion_assets.errors import PlanError
+from laion_assets import schema
+from laion_assets.columns import (
+    ColumnPolicy,
+    find_columns,
+    json_column,
+    json_value,
+    read_boxes,
+    read_digest,
+    valid_text,
+)
+from laion_assets.download import Download, Progress, Wanted, download
+from laion_assets.errors import MissingInput, PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats import parquet
 from laion_assets.formats.journal import open_journal
@@ -25,16 +36,24 @@ from laion_assets.image import ImagePolicy, StoredFormat
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
 from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, REQUESTS, SAMPLES, Digest
 
 if TYPE_CHECKING:
     from laion_assets.fetch.transport import Transport
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
 # The settings that decide which pictures a shard has and what they look like. Limits of time, memory and
 # concurrency are not among them, so that changing one does not ask the web for everything again.
-_FETCH_SETTINGS: Final = ("max_body_bytes", "max_redirects", "ports", "allow_loopback", "honour_opt_out")
+_FETCH_SETTINGS: Final = (
+    "max_body_bytes",
+    "max_redirects",
+    "ports",
+    "allow_loopback",
+    "honour_opt_out",
+    "honour_robots_txt",
+    "compute_hash",
+)
 _IMAGE_SETTINGS: Final = (
     "size",
     "mode",
@@ -51,7 +70,11 @@ _TEXTS: Final = ("caption", "url", "NSFW", "LICENSE")
 # img2dataset's status_dict has an entry for each message, without end.
 _MOST_MESSAGES: Final = 100
 _OTHER_MESSAGES: Final = "other messages"
+_encode: Final = json.JSONEncoder(allow_nan=False).encode
 _BATCH_ROWS: Final = 1_000
+_MOST_MILLISECONDS: Final = 2**31 - 1
+
+_NO_COLUMNS: Final = ColumnPolicy()
 
 
 def images(
@@ -60,6 +83,7 @@ def images(
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
+    columns: ColumnPolicy = _NO_COLUMNS,
     transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -71,7 +95,9 @@ def images(
     """
     if is_placed(shard, layout):
         return adopt_images(shard, layout)
-    return download_images(shard, layout, fetch_policy, image_policy, transport=transport, progress=progress)
+    return download_images(
+        shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, progress=progress
+    )
 
 
 def adopt_images(shard: ShardId, layout: Layout) -> Manifest:
@@ -80,7 +106,10 @@ def adopt_images(shard: ShardId, layout: Layout) -> Manifest:
     Its files are left as they are, now and when settings or code change; to have the shard downloaded,
     remove them and their manifest.
     """
-    return vouch(layout.images(shard), PLACED, lambda: check_placed(shard, layout))
+    manifest = vouch(layout.placed_images(shard), PLACED, lambda: check_placed(shard, layout))
+    # Of a download over which the shard was placed.
+    layout.images_requests(shard).unlink(missing_ok=True)
+    return manifest
 
 
 def download_images(
@@ -89,24 +118,28 @@ def download_images(
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
+    columns: ColumnPolicy = _NO_COLUMNS,
     transport: Transport | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Download, resize and publish the pictures of one shard; every row of its samples gets an outcome.
 
     What is finished is kept in a journal, so a run that is killed costs the pictures in flight (and, in a
-    power cut, the last 64): the next one with the same settings goes on, and the bytes are the same.
+    power cut, the last 64): the next one with the same settings goes on, and the bytes are the same, but for
+    the two logs: how long it took, and how often each URL was asked for.
 
     Args:
         shard: the shard.
         layout: where the samples are and the images go.
         fetch_policy: what may be asked of the web.
         image_policy: what is accepted as a picture, and how it is stored.
+        columns: which further columns of the samples are taken along, and which say what a body must be and
+            what is blurred.
         transport: what performs a GET; the real one by default.
         progress: called with how many of how many URLs are done, from another thread.
 
     Raises:
-        MissingInput: if the samples are not there yet.
+        MissingInput: if the samples, or a column of them, are not there yet.
         CorruptInput: if they are not those that were published.
         PlanError: if files that img2dataset wrote are in the way.
         TooManyOpenFiles: if the limit on open files is too low for the policy's ``concurrency``.
@@ -121,75 +154,119 @@ def download_images(
         fetch_policy.model_dump(mode="json", include=set(_FETCH_SETTINGS)),
         image_policy.model_dump(mode="json", include=set(_IMAGE_SETTINGS)),
     ]
+    if columns.carried:
+        chosen.append(columns.model_dump(mode="json", include=set(ColumnPolicy.model_fields)))
     recipe = Recipe(
         code_version=CODE_VERSION, settings=fingerprint(chosen), inputs={"samples": samples.data_version}
     )
 
     def write(draft: Draft) -> Tally:
-        rows = _read_samples(layout.samples(shard).only)
-        asked = [index for index, reason in enumerate(rows["set_aside"].to_pylist()) if reason is None]
-        urls = rows["url"].to_pylist()
+        began, clock = time.time(), time.monotonic()
+        rows = _read_samples(layout.samples(shard).only, columns)
+        outcomes, wanted = _sort_out(rows, columns)
         with open_journal(draft.journal, work=fingerprint(asdict(recipe))) as journal:
             found = download(
-                [urls[index] for index in asked],
+                list(wanted.values()),
                 journal,
                 fetch_policy,
                 image_policy,
+                digest_kind=columns.digest_kind,
                 transport=transport,
                 progress=progress,
             )
-        outcomes = [_set_aside(reason) for reason in rows["set_aside"].to_pylist()]
-        for index, outcome in zip(asked, found, strict=True):
+        for index, outcome in zip(wanted, found, strict=True):
             outcomes[index] = outcome
-        table = _table(rows, outcomes)
-        parquet.write_table(draft.path(layout.images_table(shard).name), table, IMAGES)
+        table = _table(rows, outcomes, fetch_policy.compute_hash, columns.extra_columns)
+        parquet.write_table(draft.path(layout.images_table(shard).name), table, table.schema)
         _write_tar(
             draft.path(layout.images_tar(shard).name), table, outcomes, journal.path, image_policy.format
         )
         tally = _tally(outcomes)
-        _write_stats(draft.path(layout.images_stats(shard).name), tally, outcomes)
+        _write_requests(draft.path(layout.images_requests(shard).name), table["key"], outcomes)
+        _write_stats(
+            draft.path(layout.images_stats(shard).name), tally, outcomes, began, time.monotonic() - clock
+        )
         return tally
 
     return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)])
 
 
-def _read_samples(path: Path) -> pa.Table:
-    """The samples in key order, texts being valid UTF-8."""
-    rows = parquet.read_table(path, SAMPLES).sort_by("key")
-    for name in _TEXTS:
-        values = rows[name].cast(pa.binary()).to_pylist()
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in values]
+def _read_samples(path: Path, columns: ColumnPolicy) -> pa.Table:
+    """The samples in key order, texts being valid UTF-8; columns taken along are named as the policy does.
+
+    Raises:
+        MissingInput: if one of these is not there.
+    """
+    rows = parquet.read_table(path, SAMPLES, and_more=True)
+    names = find_columns(columns.carried, rows.column_names[len(SAMPLES) :])
+    for name, found in names.items():
+        if found is None:
+            raise MissingInput(f"{path} was made without the column {name!r}: materialize samples again")
+    rows = rows.select([*SAMPLES.names, *names.values()]).rename_columns([*SAMPLES.names, *names])
+    for name in (*_TEXTS, *names):
         position = rows.column_names.index(name)
-        rows = rows.set_column(position, rows.schema.field(position), pa.array(texts, pa.string()))
-    return rows
+        rows = rows.set_column(position, rows.schema.field(position), valid_text(rows[name]))
+    return _in_key_order(rows)
 
 
-def _set_aside(reason: str | None) -> Download:
-    message = f"set aside: {reason}"
-    return Download(status=Status.FAILED_TO_DOWNLOAD, outcome=Outcome.SET_ASIDE, message=message)
+def _in_key_order(rows: pa.Table) -> pa.Table:
+    # Not sort_by, which not every type of a column taken along has.
+    return rows.take(pc.sort_indices(rows["key"]))
 
 
-def _table(rows: pa.Table, outcomes: Sequence[Download]) -> pa.Table:
+def _sort_out(rows: pa.Table, columns: ColumnPolicy) -> tuple[list[Download], dict[int, Wanted]]:
+    """For each row why it is not asked for, and what is asked for of the others, by row."""
+    digests, boxes = _values(rows, columns.digest_column), _values(rows, columns.boxes_column)
+    outcomes: list[Download] = []
+    wanted: dict[int, Wanted] = {}
+    values = zip(rows["url"].to_pylist(), rows["set_aside"].to_pylist(), digests, boxes, strict=True)
+    for index, (url, reason, digest, found) in enumerate(values):
+        outcomes.append(_not_asked_for(Outcome.SET_ASIDE, f"set aside: {reason}"))
+        if reason is None:
+            try:
+                wanted[index] = Wanted(url=url, digest=read_digest(digest), boxes=read_boxes(found))
+            except ValueError as error:
+                outcomes[index] = _not_asked_for(Outcome.BAD_BOXES, f"boxes to blur: {error}")
+    return outcomes, wanted
+
+
+def _values(rows: pa.Table, name: str | None) -> list[Any]:
+    """Values of a column that the policy may name, in another case than it carries it, or not name."""
+    if name is None:
+        return [None] * rows.num_rows
+    return list(rows[find_columns([name], rows.column_names)[name]].to_pylist())
+
+
+def _not_asked_for(outcome: Outcome, message: str) -> Download:
+    return Download(status=Status.FAILED_TO_DOWNLOAD, outcome=outcome, message=message)
+
+
+def _table(
+    rows: pa.Table, outcomes: Sequence[Download], digest: Digest, extra_columns: Sequence[str]
+) -> pa.Table:
     pictures = [outcome.picture for outcome in outcomes]
-    columns = {name: rows[name] for name in (*_TEXTS, "similarity", "key")}
+    columns = {name: rows[name] for name in (*_TEXTS, "similarity", "key", *extra_columns)}
+    columns |= {} if digest == "sha256" else {digest: [outcome.digest for outcome in outcomes]}
     columns |= {
         "status": [str(outcome.status) for outcome in outcomes],
         "error_message": [outcome.message for outcome in outcomes],
         "sha256": [outcome.sha256 for outcome in outcomes],
         "outcome": [str(outcome.outcome) for outcome in outcomes],
-        "http_status": [outcome.http_status for outcome in outcomes],
     }
+    for name in ("http_status", "final_url", "content_type", "body_bytes"):
+        columns[name] = [getattr(outcome, name) for outcome in outcomes]
     for name in ("width", "height", "original_width", "original_height", "exif"):
         columns[name] = [getattr(picture, name) if picture else None for picture in pictures]
-    return pa.table(columns, schema=IMAGES)
+    return pa.table(columns, schema=schema.images(digest, map(rows.schema.field, extra_columns)))
 
 
 def _write_tar(
     path: Path, table: pa.Table, outcomes: Sequence[Download], pictures: Path, format_: StoredFormat
 ) -> None:
     """Write picture, caption and row of each success, in key order."""
-    batches = table.select(IMAGES_IMG2DATASET.names).to_batches(max_chunksize=_BATCH_ROWS)
-    rows = (row for batch in batches for row in batch.to_pylist())
+    names = [*IMAGES_IMG2DATASET.names, *table.column_names[len(IMAGES) :]]
+    told = pa.table({name: json_column(table[name]) for name in names})
+    rows = (row for batch in told.to_batches(max_chunksize=_BATCH_ROWS) for row in batch.to_pylist())
     with pictures.open("rb") as source, open_tar(path) as tar:
         for row, outcome in zip(rows, outcomes, strict=True):
             if outcome.picture is None:
@@ -201,23 +278,38 @@ def _write_tar(
 
 
 def _row_json(row: dict[str, Any]) -> bytes:
-    """The row as img2dataset writes it beside its picture; JSON has no NaN, so a similarity may be null."""
-    similarity = row["similarity"]
-    if similarity is not None and not math.isfinite(similarity):
-        row = row | {"similarity": None}
-    return json.dumps(row, indent=4, allow_nan=False).encode()
+    """The row as img2dataset writes it beside its picture."""
+    # As with indent=4, for which Python's encoder has no C and takes five times as long.
+    lines = ",\n".join(f"    {_encode(name)}: {_encode(json_value(value))}" for name, value in row.items())
+    return f"{{\n{lines}\n}}".encode()
 
 
 def _tally(outcomes: Sequence[Download]) -> Tally:
     statuses = Counter(outcome.status for outcome in outcomes)
     counts = {str(status): statuses[status] for status in Status}
     counts |= Counter(f"{OUTCOME_PREFIX}{outcome.outcome}" for outcome in outcomes)
-    counts["bytes_downloaded"] = sum(outcome.body_bytes for outcome in outcomes)
+    counts["bytes_downloaded"] = sum(outcome.body_bytes or 0 for outcome in outcomes)
     return Tally(rows=len(outcomes), counts=counts)
 
 
-def _write_stats(path: Path, tally: Tally, outcomes: Sequence[Download]) -> None:
-    """Counts in img2dataset's words, without its times, which would make every run's file another."""
+def _write_requests(path: Path, keys: pa.ChunkedArray, outcomes: Sequence[Download]) -> None:
+    """What differs from run to run of a row, which is why it is not in its table."""
+    columns = {
+        "key": keys,
+        "attempts": [outcome.attempts for outcome in outcomes],
+        "milliseconds": [min(outcome.milliseconds, _MOST_MILLISECONDS) for outcome in outcomes],
+    }
+    parquet.write_table(path, pa.table(columns, schema=REQUESTS), REQUESTS)
+
+
+def _write_stats(
+    path: Path, tally: Tally, outcomes: Sequence[Download], start_time: float, duration: float
+) -> None:
+    """Counts and times in img2dataset's words; its own readers pass over a file that lacks one of them.
+
+    The times are those of the run that published the shard: of one that went on with a journal, what was
+    left to do.
+    """
     messages = Counter(outcome.message or str(outcome.status) for outcome in outcomes)
     ranked = sorted(messages.items(), key=lambda entry: (-entry[1], entry[0]))
     status_dict = dict(ranked[:_MOST_MESSAGES])
@@ -228,8 +320,11 @@ def _write_stats(path: Path, tally: Tally, outcomes: Sequence[Download]) -> None
         "successes": tally.counts[Status.SUCCESS],
         "failed_to_download": tally.counts[Status.FAILED_TO_DOWNLOAD],
         "failed_to_resize": tally.counts[Status.FAILED_TO_RESIZE],
-        "bytes_downloaded": tally.counts["bytes_downloaded"],
+        "duration": duration,
+        "start_time": start_time,
+        "end_time": start_time + duration,
         "status_dict": status_dict,
+        "bytes_downloaded": tally.counts["bytes_downloaded"],
         "writer": WRITER,
     }
     path.write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One raw file, local or fetched, as one checked part in LAION-400M's eight columns.
+"""One raw file, local or fetched, as one checked part in LAION-400M's eight columns, and those asked for.
 
 The part is written anew rather than linked, because that buys three things for the price of one pass:
 one set of column names for all sister data sets, page checksums, and a row group for each shard, so that
@@ -18,7 +18,8 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from laion_assets.errors import CorruptInput, CorruptParquet, SourceUnavailable
+from laion_assets.columns import ColumnPolicy, extra_field, find_columns, is_text, valid_text
+from laion_assets.errors import CorruptInput, CorruptParquet, SettingsError, SourceUnavailable
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
 from laion_assets.formats.sealed import fingerprint
@@ -28,6 +29,7 @@ from laion_assets.schema import RAW, SOURCE_SCHEMAS, SourceSchema
 
 CODE_VERSION: Final = "2"
 
+_NO_COLUMNS: Final = ColumnPolicy()
 _REQUIRED: Final = ("URL", "TEXT")
 _BATCH_ROWS: Final = 65_536
 _CSV_BLOCK_BYTES: Final = 16 << 20
@@ -39,7 +41,13 @@ _STALL_TIMEOUT_S: Final = 60.0
 
 
 def check_part(
-    part: str, layout: Layout, *, location: str, source_schema: str, rows_per_shard: int
+    part: str,
+    layout: Layout,
+    *,
+    location: str,
+    source_schema: str,
+    rows_per_shard: int,
+    columns: ColumnPolicy = _NO_COLUMNS,
 ) -> Manifest:
     """Publish one part from its raw file.
 
@@ -50,15 +58,22 @@ def check_part(
             usual environment gives credentials, and ``?endpoint_override=`` another server.
         source_schema: name of the column mapping, a key of :data:`~laion_assets.schema.SOURCE_SCHEMAS`.
         rows_per_shard: rows of each row group written.
+        columns: which further columns of the file are taken along, behind the eight.
 
     Raises:
+        SettingsError: if further columns are asked for of a source schema that has none.
         SourceUnavailable: if the file cannot be opened or fetched.
         CorruptParquet: if it is damaged, or a column is missing or of a type that cannot be meant.
     """
     source = SOURCE_SCHEMAS[source_schema]
+    if source.delimiter is not None and columns.carried:
+        raise SettingsError(f"source_schema {source_schema!r} has no further columns to take along")
+    settings: list[object] = [source_schema, rows_per_shard]
+    if columns.carried:
+        settings.append(columns.carried)
     recipe = Recipe(
         code_version=CODE_VERSION,
-        settings=fingerprint([source_schema, rows_per_shard]),
+        settings=fingerprint(settings),
         inputs={"source": _identity(location)},
     )
 
@@ -76,7 +91,8 @@ def check_part(
         )
         draft.path(layout.raw_source(part).name).write_bytes(record.to_json())
         destination = draft.path(layout.raw_table(part).name)
-        return _rewrite(_read(path, source), destination, rows_per_shard)
+        schema = pa.schema([*RAW, *_further_fields(path, columns)])
+        return _rewrite(_read(path, source, schema), destination, schema, rows_per_shard)
 
     return publish(layout.raw_metadata(part), recipe, write)
 
@@ -163,18 +179,34 @@ async def _fetch_http(url: str, path: Path) -> None:
         raise _unavailable(url, error) from error
 
 
-def _read(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
-    """The file's rows in canonical columns, a batch at a time."""
+def _further_fields(path: Path, columns: ColumnPolicy) -> list[pa.Field]:
+    """How the columns that are taken along are declared."""
+    if not columns.carried:
+        return []
+    with parquet.open_reader(path) as reader:
+        schema = reader.schema_arrow
+    remedy = "Mend extra_columns, digest_column and boxes_column in [raw]."
+    fields = []
+    for name, column in find_columns(columns.carried, schema.names).items():
+        if column is None:
+            found = ", ".join(schema.names)[:300]
+            raise CorruptParquet(path, expected=f"a column {name!r}", found=found, remedy=remedy)
+        fields.append(extra_field(name, schema.field(column).type))
+        if name.lower() == (columns.digest_column or "").lower() and not is_text(fields[-1].type):
+            found = f"type {fields[-1].type}"
+            raise CorruptParquet(path, expected=f"digests as text in {name!r}", found=found, remedy=remedy)
+    return fields
+
+
+def _read(path: Path, source: SourceSchema, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The file's rows in the columns of ``schema``, a batch at a time."""
     if source.delimiter is not None:
         yield from _read_text(path, source)
         return
     with parquet.open_reader(path) as reader:
-        found = {name.lower(): name for name in reader.schema_arrow.names}
-        columns = {
-            canonical: found[name.lower()]
-            for canonical, name in source.columns.items()
-            if name.lower() in found
-        }
+        wanted = {**source.columns, **{name: name for name in schema.names[len(RAW) :]}}
+        found = find_columns(wanted.values(), reader.schema_arrow.names)
+        columns = {ours: column for ours, name in wanted.items() if (column := found[name]) is not None}
         for canonical in _REQUIRED:
             if canonical not in columns:
                 raise CorruptParquet(
@@ -186,7 +218,9 @@ def _read(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
         names = sorted(set(columns.values()))
         for batch in parquet.batches(path, reader, batch_rows=_BATCH_ROWS, columns=names):
             table = pa.Table.from_batches([batch])
-            yield _canonical({name: table[column] for name, column in columns.items()}, batch.num_rows, path)
+            yield _canonical(
+                {name: table[column] for name, column in columns.items()}, batch.num_rows, path, schema
+            )
 
 
 def _read_text(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
@@ -203,7 +237,7 @@ def _read_text(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
         ) as reader:
             for batch in reader:
                 columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-                yield _canonical(columns, batch.num_rows, path)
+                yield _canonical(columns, batch.num_rows, path, RAW)
     except pa.ArrowInvalid as error:
         raise CorruptInput(
             path,
@@ -213,12 +247,13 @@ def _read_text(path: Path, source: SourceSchema) -> Iterator[pa.Table]:
         ) from error
 
 
-def _canonical(columns: dict[str, pa.ChunkedArray], rows: int, path: Path) -> pa.Table:
+def _canonical(columns: dict[str, pa.ChunkedArray], rows: int, path: Path, schema: pa.Schema) -> pa.Table:
     arrays = [
         _cast(columns[field.name], field, path) if field.name in columns else pa.nulls(rows, field.type)
         for field in RAW
     ]
-    return pa.Table.from_arrays(arrays, schema=RAW)
+    further = [valid_text(columns[field.name].cast(field.type)) for field in list(schema)[len(RAW) :]]
+    return pa.Table.from_arrays([*arrays, *further], schema=schema)
 
 
 def _cast(values: pa.ChunkedArray, field: pa.Field, path: Path) -> pa.ChunkedArray:
@@ -247,17 +282,17 @@ def _wrong_values(path: Path, field: pa.Field, found: str) -> CorruptParquet:
     )
 
 
-def _rewrite(tables: Iterable[pa.Table], destination: Path, rows_per_shard: int) -> Tally:
+def _rewrite(tables: Iterable[pa.Table], destination: Path, schema: pa.Schema, rows_per_shard: int) -> Tally:
     """Write row groups of exactly one shard each, however the source was cut."""
     rows = 0
     pending: list[pa.Table] = []
-    with parquet.open_writer(destination, RAW) as writer:
+    with parquet.open_writer(destination, schema) as writer:
         for table in tables:
             rows += table.num_rows
             pending.append(table)
             if sum(held.num_rows for held in pending) >= rows_per_shard:
                 pending = [_write_whole_shards(pa.concat_tables(pending), writer, rows_per_shard)]
-        rest = pa.concat_tables(pending) if pending else RAW.empty_table()
+        rest = pa.concat_tables(pending) if pending else schema.empty_table()
         writer.write_table(rest, row_group_size=rows_per_shard)
     return Tally(rows=rows)
 

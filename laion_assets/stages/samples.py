@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.errors import CorruptParquet
+from laion_assets.columns import ColumnPolicy, extra_field, find_columns, valid_text
+from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
+from laion_assets.formats.publish import (
+    Draft,
+    Manifest,
+    Recipe,
+    Tally,
+    publish,
+    require,
+    sha256_of,
+)
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
@@ -18,6 +29,8 @@ from laion_assets.plan import RowRange, ShardPlan
 from laion_assets.schema import RAW, SAMPLES
 
 CODE_VERSION: Final = "1"
+
+_NO_COLUMNS: Final = ColumnPolicy()
 
 # Column of SAMPLES -> column of RAW it is taken from.
 _FROM_RAW: Final = {
@@ -32,14 +45,20 @@ _FROM_RAW: Final = {
 }
 
 
-def write_samples(shard: ShardId, layout: Layout) -> Manifest:
+def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = _NO_COLUMNS) -> Manifest:
     """Publish the samples of one shard, from its part or from the table that img2dataset laid down.
 
     Memory is that of one row group, since a part holds a row group for each shard; shards taken in
     ascending order are one sequential pass over the part.
 
+    Args:
+        shard: the shard.
+        layout: where the plan and the part are, and where the samples go.
+        columns: which further columns of the part are taken along, behind our own; a placed shard has none,
+            since its own table keeps them.
+
     Raises:
-        MissingInput: if the plan or the part is not there yet.
+        MissingInput: if the plan, the part or a column of it is not there yet.
         PlanError: if the plan has no such shard.
         CorruptParquet: if the part's rows are not where the plan says.
     """
@@ -51,13 +70,22 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
         inputs = {"raw_metadata": require(layout.raw_metadata(rows.part)).data_version}
     # A plan that grew changes none of its shards, so only what it can never change counts here.
     inputs["shard_plan"] = plan.stable_version
-    recipe = Recipe(code_version=CODE_VERSION, inputs=inputs)
+    carried = () if rows is None else columns.carried
+    settings = fingerprint(carried) if carried else ""
+    recipe = Recipe(code_version=CODE_VERSION, settings=settings, inputs=inputs)
 
     def write(draft: Draft) -> Tally:
-        table = _placed_rows(shard, layout) if rows is None else _planned_rows(layout, plan, shard, rows)
+        if rows is None:
+            table, further = _placed_rows(shard, layout), pa.table({})
+        else:
+            table, further = _planned_rows(layout, plan, shard, rows, carried)
+        # What is no UTF-8 in one row must not cost the shard.
+        table = pa.table({name: valid_text(table[name]) for name in table.column_names})
         reasons = set_aside_reasons(table["url"], table["similarity"])
         table = table.append_column(SAMPLES.field("set_aside"), reasons)
-        parquet.write_table(draft.only, table, SAMPLES)
+        for field, column in zip(further.schema, further.columns, strict=True):
+            table = table.append_column(field, column)
+        parquet.write_table(draft.only, table, pa.schema([*SAMPLES, *further.schema]))
         counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
         counts = {f"set_aside:{entry['values']}": entry["counts"] for entry in counted}
         counts["set_aside"] = sum(counts.values())
@@ -68,7 +96,10 @@ def write_samples(shard: ShardId, layout: Layout) -> Manifest:
     return publish(layout.samples(shard), recipe, write, reads=reads)
 
 
-def _planned_rows(layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange) -> pa.Table:
+def _planned_rows(
+    layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange, carried: Sequence[str]
+) -> tuple[pa.Table, pa.Table]:
+    """The shard's rows in our columns but ``set_aside``, and in the columns taken along."""
     path = layout.raw_table(rows.part)
     with parquet.open_reader(path) as reader:
         group = rows.first // plan.rows_per_shard
@@ -80,10 +111,19 @@ def _planned_rows(layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRang
                 found=f"{found} rows",
                 remedy=f"Materialize raw_metadata {rows.part} again.",
             )
-        raw = reader.read_row_group(group).cast(RAW)
+        names = find_columns(carried, reader.schema_arrow.names)
+        if missing := [name for name, column in names.items() if column is None]:
+            raise MissingInput(
+                f"{path} was made without the column {missing[0]!r}: materialize raw_metadata {rows.part} "
+                "again"
+            )
+        raw = reader.read_row_group(group, columns=[*RAW.names, *names.values()])
+    further = raw.select(list(names.values())).rename_columns(list(names))
+    raw = raw.select(RAW.names).cast(RAW)
     columns = {name: raw[source] for name, source in _FROM_RAW.items()}
     keys = pa.array([plan.key(shard, row) for row in range(rows.rows)], pa.string())
-    return pa.table({"key": keys, **columns})
+    fields = [extra_field(field.name, field.type) for field in further.schema]
+    return pa.table({"key": keys, **columns}), further.cast(pa.schema(fields))
 
 
 def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:

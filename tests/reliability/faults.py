@@ -308,7 +308,7 @@ class _Rig:
         found = done(scenario.output(self._life))
         if found is None:
             return None
-        return replace(found, seconds=0, files=found.files if scenario.answers is None else {})
+        return replace(found, seconds=0, files=life.data_files(found) if scenario.answers is None else {})
 
     def _answers(self, scenario: Scenario) -> object:
         return None if scenario.answers is None else _in_child(scenario.answers, self._life)

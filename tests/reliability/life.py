@@ -21,7 +21,7 @@ from PIL import Image
 
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, Response, respond
-from laion_assets.formats.publish import Manifest
+from laion_assets.formats.publish import FileRecord, Manifest
 from laion_assets.image import ImagePolicy
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.published import output_of
@@ -156,15 +156,22 @@ def live(folder: Path, *, until: str | None = None) -> None:
         run(folder)
 
 
+def data_files(manifest: Manifest) -> dict[str, FileRecord]:
+    """The files of a partition that equal inputs give equal bytes of."""
+    return {name: record for name, record in manifest.files.items() if not record.is_log}
+
+
 def digests(folder: Path) -> dict[str, str]:
     """Path below the folder -> sha256 of every file that a life leaves, manifests and leases aside.
 
-    The catalog is left out: DuckDB writes other bytes each time.
+    The catalog is left out: DuckDB writes other bytes each time; and so are logs, which hold times.
     """
+    logs = set(map(output("images", folder).path, output("images", folder).logs))
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not path.name.endswith((".manifest.json", ".duckdb"))
+        and not path.name.endswith((".manifest.json", ".manifest", ".duckdb"))
         and ".leases" not in path.parts
+        and path not in logs
     }

@@ -183,7 +183,7 @@ class Backfill:
         drafts = {path for path in self.layout.root.glob("*/.drafts/*") if path.stat().st_ctime > since}
         if drafts:
             return "in " + " and ".join(sorted({path.parents[1].name for path in drafts}))
-        manifests = [(path.stat().st_ctime, path) for path in self.layout.root.glob("*/*.manifest.json")]
+        manifests = [(path.stat().st_ctime, path) for path in self.layout.root.glob("*/*.manifest*")]
         newest = max((found for found in manifests if found[0] > since), default=None)
         return f"after {newest[1].parent.name}" if newest else NO_PHASE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from laion_assets.download import download
+from laion_assets.download import Wanted, download
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
 from laion_assets.formats.journal import open_journal
@@ -28,7 +28,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def fetch(tmp_path, urls, *, work="", **options):
     with open_journal(tmp_path / "journal", work=work) as journal:
-        return download(urls, journal, FETCH, IMAGE, **options)
+        return download([Wanted(url=url) for url in urls], journal, FETCH, IMAGE, **options)
 
 
 @pytest.fixture

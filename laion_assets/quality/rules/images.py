@@ -49,7 +49,9 @@ def _keys_and_statuses(subject: Subject) -> list[tuple[str, str]]:
 
 
 def _rows_accounted_for(subject: Subject) -> Verdict:
-    samples = parquet.read_table(subject.layout.samples(subject.shard).only, SAMPLES, columns=["key"])
+    samples = parquet.read_table(
+        subject.layout.samples(subject.shard).only, SAMPLES, columns=["key"], and_more=True
+    )
     rows = _keys_and_statuses(subject)
     asked, found = set(samples["key"].to_pylist()), {key for key, _ in rows}
     offences = Offences()

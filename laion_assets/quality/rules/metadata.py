@@ -32,7 +32,7 @@ SIMILARITY_IMPOSSIBLE: Final = (
 
 
 def _raw_rows(subject: Subject, columns: Sequence[str]) -> RowStream:
-    return stored_rows(subject.layout.raw_table(subject.partition), RAW, columns)
+    return stored_rows(subject.layout.raw_table(subject.partition), RAW, columns, and_more=True)
 
 
 def _raw_schema(subject: Subject) -> Verdict:
@@ -40,7 +40,8 @@ def _raw_schema(subject: Subject) -> Verdict:
     offences = Offences()
     with parquet.open_reader(subject.layout.raw_table(subject.partition)) as reader:
         found, rows = reader.schema_arrow, reader.metadata.num_rows
-    if found.names != RAW.names:
+    # Columns taken along from the source follow.
+    if found.names[: len(RAW)] != RAW.names:
         offences.add("columns", f"expected {', '.join(RAW.names)}; found {', '.join(found.names)}")
     for expected in RAW:
         if expected.name in found.names and not found.field(expected.name).equals(expected):
@@ -108,12 +109,12 @@ def _part_change(subject: Subject, entry: PlanEntry) -> str | None:
 
 
 def _sample_rows(subject: Subject, columns: Sequence[str]) -> RowStream:
-    return stored_rows(subject.layout.samples(subject.shard).only, SAMPLES, columns)
+    return stored_rows(subject.layout.samples(subject.shard).only, SAMPLES, columns, and_more=True)
 
 
 def _sample_keys(subject: Subject) -> Verdict:
     path = subject.layout.samples(subject.shard).only
-    found = parquet.read_table(path, SAMPLES, columns=["key"])["key"].combine_chunks()
+    found = parquet.read_table(path, SAMPLES, columns=["key"], and_more=True)["key"].combine_chunks()
     plan = ShardPlan.load(subject.layout)
     offences = Offences()
     if plan.rows_of(subject.shard) is None:

@@ -233,15 +233,25 @@ class Query:
         )
 
 
-def stored_rows(path: Path, schema: pa.Schema, columns: Sequence[str]) -> RowStream:
+def stored_rows(
+    path: Path, schema: pa.Schema, columns: Sequence[str], *, and_more: bool = False
+) -> RowStream:
     """Rows of a table that this project wrote, its page checksums verified.
+
+    Args:
+        path: the file.
+        schema: what it was declared as when written.
+        columns: which columns to read.
+        and_more: whether columns of the source may follow those declared.
 
     Raises:
         CorruptParquet: while it is read, if the file is damaged or was declared otherwise.
     """
     return RowStream(
         schema=pa.schema([schema.field(name) for name in columns]),
-        batches=parquet.read_batches(path, schema, batch_rows=_BATCH_ROWS, columns=columns),
+        batches=parquet.read_batches(
+            path, schema, batch_rows=_BATCH_ROWS, columns=columns, and_more=and_more
+        ),
     )
 
 

@@ -80,7 +80,14 @@ def test_a_bad_url_is_not_asked_for(url):
 def test_statuses_are_classed_and_asked_again_only_if_they_may_pass(status, outcome, message, times):
     policy = QUICK.model_copy(update={"attempts": 3})
     found, asked = fetch(lambda url: respond(status, b"page"), policy=policy)
-    assert found == FetchFailed(outcome=outcome, message=message, http_status=status)
+    assert found == FetchFailed(
+        outcome=outcome,
+        message=message,
+        http_status=status,
+        final_url=URL,
+        content_type="",
+        attempts=times,
+    )
     assert len(asked) == times
 
 
@@ -107,7 +114,8 @@ def test_a_server_that_hangs_times_out():
         await asyncio.sleep(60)
 
     found, asked = fetch(hang, policy=FetchPolicy(total_timeout_s=0.05, backoff_s=0, attempts=2))
-    assert found == FetchFailed(outcome=Outcome.TIMEOUT, message="timed out", http_status=None)
+    assert found == FetchFailed(outcome=Outcome.TIMEOUT, message="timed out", attempts=2)
+    assert found.milliseconds > 0
     assert len(asked) == 2
 
 
@@ -134,10 +142,25 @@ def test_redirects_are_followed(status):
     assert asked == [URL, "http://example.com/b.jpg", "https://other.org/c"]
 
 
+def test_what_is_told_of_a_failure_is_the_last_answer_s():
+    page = respond(302, headers={"Location": "http://gone.org/b", "Content-Type": "text/html"})
+    found, _ = fetch(in_turn(page, ExchangeFailed(Outcome.DNS, "DNS: Name or service not known")))
+    assert (found.outcome, found.http_status, found.final_url) == (Outcome.DNS, 302, URL)
+    assert found.content_type == "text/html"
+    found, _ = fetch(in_turn(redirect("ftp://example.com/")))
+    assert (found.outcome, found.http_status, found.final_url) == (Outcome.BAD_URL, 302, URL)
+    found, asked = fetch(lambda url: respond(200), url="ftp://example.com/")
+    assert (found.outcome, found.final_url, found.attempts, asked) == (Outcome.BAD_URL, None, 0, [])
+
+
 def test_redirects_end():
     found, asked = fetch(lambda url: redirect(url))
     assert found == FetchFailed(
-        outcome=Outcome.TOO_MANY_REDIRECTS, message="more than 5 redirects", http_status=302
+        outcome=Outcome.TOO_MANY_REDIRECTS,
+        message="more than 5 redirects",
+        http_status=302,
+        final_url=URL,
+        content_type="",
     )
     assert len(asked) == 6
 
@@ -235,6 +258,8 @@ def test_an_opted_out_picture_is_left_there():
         outcome=Outcome.OPTED_OUT,
         message="Use of image disallowed by X-Robots-Tag directive",
         http_status=200,
+        final_url=URL,
+        content_type="",
     )
     assert len(asked) == 1
     found, _ = fetch(lambda url: respond(200, b"body", tag), policy=FetchPolicy(honour_opt_out=False))

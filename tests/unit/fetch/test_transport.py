@@ -355,7 +355,9 @@ def test_a_name_that_does_not_exist_is_looked_up_once():
 def test_a_resolver_that_fails_is_asked_again():
     asked = []
     found, _ = fetch_by_name(failing(asked, socket.EAI_AGAIN), "http://slow.test/a")
-    assert found == [FetchFailed(outcome=Outcome.DNS, message="DNS: temporary failure")]
+    assert found == [
+        FetchFailed(outcome=Outcome.DNS, message="DNS: temporary failure", attempts=LOCAL.attempts)
+    ]
     assert len(asked) == LOCAL.attempts
 
 

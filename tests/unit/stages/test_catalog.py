@@ -13,7 +13,8 @@ from laion_assets.stages.normalized_images import normalize_images
 
 VIEWS = {
     "raw_metadata", "samples", "images", "normalized_images", "normalized_images_set_aside", "embedding_join",
-    "normalized_embeddings", "normalized_embeddings_set_aside", "image_embeddings", "shards",
+    "normalized_embeddings", "normalized_embeddings_set_aside", "image_embeddings", "image_requests",
+    "shards",
 }  # fmt: skip
 
 

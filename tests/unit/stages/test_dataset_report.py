@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_manifests(pristine):
     found = figures_of(pristine)
     images = [read_manifest(pristine.images(shard)) for shard in SHARDS]
     assert found["stages"]["images"] == {
-        "partitions": 2, "rows": 40, "bytes": sum(manifest.bytes for manifest in images),
+        "partitions": 2, "rows": 40, "bytes": sum(manifest.data_bytes for manifest in images),
     }  # fmt: skip
     assert found["stages"]["embedding_join"]["rows"] == 30
     assert found["statistics"]["rows"] == 40

@@ -6,26 +6,43 @@ import math
 import os
 import signal
 import tarfile
+import tempfile
 import threading
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
+import duckdb
+import hypothesis
 import pyarrow as pa
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
-from laion_assets.errors import CorruptParquet, CorruptTar, MisalignedShard, MissingInput, PlanError
+from laion_assets.errors import (
+    CorruptInput,
+    CorruptParquet,
+    CorruptTar,
+    CorruptTfrecord,
+    MisalignedShard,
+    MissingInput,
+    PlanError,
+)
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed, FakeTransport, respond
 from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.publish import Recipe, Tally, read_manifest, verify, vouch
+from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.image import ImagePolicy, check_and_resize
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Outcome, Status
+from laion_assets.published import partitions_of, some_partitions, whole_partitions
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.quality.contact_sheet import draw_contact_sheet
 from laion_assets.quality.thresholds import Thresholds
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, REQUESTS, SAMPLES
+from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.images import _IMAGE_SETTINGS, adopt_images, download_images, images
 from laion_assets.stages.normalized_images import normalize_images
 from laion_assets.stages.tfds_images import write_tfds_images
@@ -82,6 +99,12 @@ def web(special=None):
 
 def run(layout, transport, fetch=FETCH, image=IMAGE, **options):
     return images(SHARD, layout, fetch, image, transport=transport, **options)
+
+
+def data_of(layout):
+    """What follows from the samples and the answers, and not from the run."""
+    output = layout.images(SHARD)
+    return {name: output.path(name).read_bytes() for name in output.names if name not in output.logs}
 
 
 def rows_of(layout):
@@ -432,8 +455,7 @@ def test_a_download_that_ended_half_way_is_gone_on_with_and_comes_to_the_same_by
     assert counted[0][0] >= len(finished)
     assert counted[-1] == (60, 60)
     assert not journal.exists()
-    for name in layout.images(SHARD).names:
-        assert layout.images(SHARD).path(name).read_bytes() == whole.images(SHARD).path(name).read_bytes()
+    assert data_of(layout) == data_of(whole)
 
 
 def test_what_was_downloaded_under_other_settings_is_not_gone_on_with(tmp_path):
@@ -469,8 +491,7 @@ def test_a_damaged_journal_costs_downloads_and_nothing_else(tmp_path):
     again = web()
     run(layout, again)
     assert 10 < len(again.asked) < 30
-    for name in layout.images(SHARD).names:
-        assert layout.images(SHARD).path(name).read_bytes() == whole.images(SHARD).path(name).read_bytes()
+    assert data_of(layout) == data_of(whole)
 
 
 def test_a_whole_journal_asks_the_web_for_nothing(tmp_path):
@@ -488,6 +509,82 @@ def test_a_whole_journal_asks_the_web_for_nothing(tmp_path):
 def test_samples_come_first(tmp_path):
     with pytest.raises(MissingInput, match="samples 00012"):
         run(Layout(tmp_path), web())
+
+
+# -- whatever the order, and wherever it was cut ----------------------------------------------------------
+
+FEW = [sample(number) for number in range(8)]
+FEW[6] = sample(6, set_aside="missing_url", url=None)
+# Starting a decoder is what takes the time.
+few_times = hypothesis.settings(
+    max_examples=10, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(scope="module")
+def in_key_order(tmp_path_factory):
+    """What a shard's data is if everything comes one after the other."""
+    layout = lay_samples(tmp_path_factory.mktemp("whole"), FEW)
+    run(layout, web(SPECIAL), FETCH.model_copy(update={"concurrency": 1}))
+    return data_of(layout)
+
+
+@pytest.fixture(scope="module")
+def whole_journal(tmp_path_factory):
+    """The journal of a shard that was all downloaded and not published."""
+    layout = lay_samples(tmp_path_factory.mktemp("journal"), FEW)
+    layout.images_tar(SHARD).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        run(layout, web(SPECIAL))
+    return layout.images(SHARD).journal.read_bytes()
+
+
+@few_times
+@hypothesis.given(order=st.permutations([number for number in range(8) if number != 6]), samples=st.randoms())
+def test_table_and_tar_are_in_key_order_whatever_comes_first(in_key_order, order, samples):
+    inner = web(SPECIAL)
+    turns = {FEW[number]["url"]: turn for turn, number in enumerate(order)}
+    gates = [asyncio.Event() for _ in range(len(order) + 1)]
+    gates[0].set()
+    answered = []
+
+    async def handler(url):
+        await gates[turns[url]].wait()
+        gates[turns[url] + 1].set()
+        answered.append(url)
+        return await inner.get(url, wants_body=lambda _: True, admit_large=None)
+
+    rows = list(FEW)
+    samples.shuffle(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = lay_samples(Path(folder), rows)
+        run(layout, FakeTransport(handler, FETCH))
+        keys = parquet.read_table(layout.images_table(SHARD), IMAGES)["key"].to_pylist()
+        requests = parquet.read_table(layout.images_requests(SHARD), REQUESTS)
+        assert keys == sorted(keys) == requests["key"].to_pylist()
+        stems = list(index_tar(layout.images_tar(SHARD)))
+        assert stems == sorted(stems)
+        assert data_of(layout) == in_key_order
+    assert [turns[url] for url in answered] == list(range(7))
+
+
+@few_times
+@hypothesis.given(share=st.floats(0, 1))
+def test_a_journal_cut_anywhere_is_gone_on_with_and_comes_to_the_same_bytes(
+    in_key_order, whole_journal, share
+):
+    with tempfile.TemporaryDirectory() as folder:
+        layout = lay_samples(Path(folder), FEW)
+        journal = layout.images(SHARD).journal
+        journal.parent.mkdir(parents=True)
+        journal.write_bytes(whole_journal[: round(share * len(whole_journal))])
+        records = []
+        with suppress(CorruptTfrecord):
+            records.extend(tfrecord.read_records(journal))
+        transport = web(SPECIAL)
+        run(layout, transport)
+        assert len(transport.asked) == 7 - max(0, len(records) - 1)
+        assert data_of(layout) == in_key_order
 
 
 # -- what a killed run left -----------------------------------------------------------------------
@@ -527,6 +624,71 @@ def test_a_manifest_that_cannot_be_read_is_made_again(tmp_path):
     first = run(layout, web())
     layout.images(SHARD).manifest.write_text("{")
     assert run(layout, web()).data_version == first.data_version
+
+
+def as_0_1_0(layout):
+    """The shard as version 0.1.0 published it: three files, statistics without times, another name."""
+    output = layout.images(SHARD)
+    manifest = unseal(output.manifest.read_bytes())
+    table = parquet.read_table(layout.images_table(SHARD), IMAGES)
+    older = pa.schema(list(IMAGES)[:16])
+    parquet.write_table(layout.images_table(SHARD), table.select(older.names), older)
+    layout.images_requests(SHARD).unlink()
+    layout.images_stats(SHARD).write_text('{"count": 5, "writer": "laion_assets"}')
+    manifest["format"] = 2
+    manifest["recipe"]["code_version"] = "1"
+    manifest["files"] = {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in map(output.path, output.names[:3])
+    }
+    output.older_manifest.write_bytes(seal(manifest))
+    output.manifest.unlink()
+
+
+def test_a_shard_that_an_older_version_published_stays_published(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    run(layout, web(SPECIAL))
+    as_0_1_0(layout)
+    assert whole_partitions(layout, "images") == {"00012"}
+    assert partitions_of(layout, "images") == some_partitions(layout, "images", 9) == ("00012",)
+    manifest = verify(layout.images(SHARD))
+    assert manifest.data_version == fingerprint(
+        {name: record.sha256 for name, record in manifest.files.items()}
+    )
+    assert normalize_images(SHARD, layout).rows == manifest.counts["success"]
+    write_catalog(layout)
+    with duckdb.connect(str(layout.catalog().only), read_only=True) as catalog:
+        counts = [
+            catalog.execute(f"SELECT count(*) FROM {rows}").fetchone()
+            for rows in ("images", "image_requests", "shards WHERE stage = 'images'")
+        ]
+    assert counts == [(5,), (0,), (1,)]
+    # What is damaged is still seen, and the remedy is about the manifest that there is.
+    layout.images_table(SHARD).write_bytes(bytes(layout.images_table(SHARD).stat().st_size))
+    with pytest.raises(CorruptInput, match=r"00012\.manifest\.json"):
+        verify(layout.images(SHARD))
+    # Downloaded again, it is as new, and nothing is left of the old.
+    assert run(layout, web(SPECIAL)).recipe.code_version == "2"
+    assert not layout.images(SHARD).older_manifest.exists()
+    assert whole_partitions(layout, "images") == {"00012"}
+
+
+def test_a_shard_without_one_of_its_files_is_not_whole(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(3)])
+    for name in layout.images(SHARD).names:
+        run(layout, web())
+        layout.images(SHARD).path(name).unlink()
+        assert whole_partitions(layout, "images") == set()
+
+
+def test_how_long_it_took_is_no_other_version_of_the_data(tmp_path):
+    layout = lay_samples(tmp_path, [sample(number) for number in range(5)])
+    first = run(layout, web())
+    logs = [layout.images(SHARD).path(name).read_bytes() for name in layout.images(SHARD).logs]
+    layout.images(SHARD).manifest.unlink()
+    again = run(layout, web())
+    assert again.data_version == first.data_version
+    assert layout.images_stats(SHARD).read_bytes() not in logs
 
 
 # -- shards that img2dataset wrote ----------------------------------------------------------------
@@ -644,6 +806,9 @@ def test_files_laid_over_ours_are_adopted(tmp_path):
     transport = web()
     assert run(layout, transport).recipe.settings == "img2dataset"
     assert transport.asked == []
+    assert sorted(read_manifest(layout.images(SHARD)).files) == sorted(layout.placed_images(SHARD).names)
+    assert not layout.images_requests(SHARD).exists()
+    assert whole_partitions(layout, "images") == {"00012"}
 
 
 def test_numbers_as_keys_are_understood(tmp_path):

@@ -60,7 +60,8 @@ def lay_down(root, rows, members, columns=tuple(TYPES)):
             info.size = len(body)
             tar.addfile(info, io.BytesIO(body))
     layout.images_stats(SHARD).write_text("{}")
-    vouch(layout.images(SHARD), Recipe(code_version="1", settings=str(rows)), lambda: Tally(rows=len(rows)))
+    output = layout.placed_images(SHARD)
+    vouch(output, Recipe(code_version="1", settings=str(rows)), lambda: Tally(rows=len(rows)))
     return layout
 
 
@@ -211,7 +212,7 @@ def test_a_shard_without_success_is_whole(tmp_path):
 def test_a_damaged_shard_is_named(tmp_path, damage, error):
     layout = lay_down(tmp_path, [row(0)], {"000020000.jpg": picture("red")})
     damage(layout)
-    vouch(layout.images(SHARD), Recipe(code_version="2"), lambda: Tally(rows=1))
+    vouch(layout.placed_images(SHARD), Recipe(code_version="2"), lambda: Tally(rows=1))
     with pytest.raises(error, match="00002"):
         normalize_images(SHARD, layout)
 

@@ -78,6 +78,20 @@ def test_rows_that_cannot_be_asked_for_are_marked_and_counted(planned):
     }
 
 
+def test_text_that_is_no_utf_8_costs_no_other_row(planned, tmp_path):
+    layout = planned(raw_rows(3))
+    texts = pa.array([b"text \xff", b"whole", None], pa.binary())
+    table = pa.Table.from_pylist(raw_rows(3), schema=RAW)
+    broken = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    pq.write_table(table.set_column(2, RAW.field("TEXT"), broken), tmp_path / "p.parquet")
+    check_part(
+        "p", layout, location=str(tmp_path / "p.parquet"), source_schema="laion400m", rows_per_shard=10
+    )
+    assert write_samples(ShardId(0), layout).rows == 3
+    found = read_table(layout.samples(ShardId(0)).only, SAMPLES)
+    assert found["caption"].to_pylist() == ["text \ufffd", "whole", None]
+
+
 def test_a_plan_that_grew_leaves_samples_as_they_are(planned, tmp_path):
     layout = planned(raw_rows(25))
     before = write_samples(ShardId(1), layout)
