@@ -11,28 +11,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import struct
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
-
-from PIL import Image
+from typing import Final, Self
 
 from laion_assets.blur import Box, bound_boxes
+from laion_assets.decoder_process import ANSWER, BOX, READY, REQUEST
 from laion_assets.errors import LaionAssetsError
-from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
+from laion_assets.image import ImagePolicy, Stored, Undecodable
 from laion_assets.outcomes import Outcome
 
-_REQUEST: Final = struct.Struct("<II")  # length of the body, boxes to blur; then the boxes, and the body
-_BOX: Final = struct.Struct("<4d")
-# Lengths of a text and of the picture, and its four sizes. The text is EXIF if there is a picture, else the
-# outcome's class and the message.
-_ANSWER: Final = struct.Struct("<6I")
-_READY: Final = b"READY"
 _MAX_TEXT_BYTES: Final = 1 << 20
 _MAX_PICTURE_BYTES: Final = 1 << 28
 _MAX_SIDE: Final = 2**31 - 1
@@ -164,7 +156,7 @@ class _Seat:
             sys.executable,
             "-P",  # nothing from the working folder, unless this process has it in its path too
             "-m",
-            "laion_assets.decoding",
+            "laion_assets.decoder_process",
             self._policy.model_dump_json(),
             stdin=PIPE,
             stdout=PIPE,
@@ -201,7 +193,7 @@ class _Worker:
         self._is_over = False
 
     async def greet(self) -> None:
-        if await self._read(len(_READY)) != _READY:
+        if await self._read(len(READY)) != READY:
             raise EOFError
 
     async def ask(self, body: bytes, boxes: Sequence[Box], seconds: float) -> Stored | Undecodable:
@@ -215,8 +207,8 @@ class _Worker:
         assert self.process.stdin is not None
         if not self._is_over:
             # At most one picture more than the process holds is in the pipe: nothing need wait for it.
-            request = _REQUEST.pack(len(body), len(boxes))
-            self.process.stdin.writelines([request, *(_BOX.pack(*box) for box in boxes), body])
+            request = REQUEST.pack(len(body), len(boxes))
+            self.process.stdin.writelines([request, *(BOX.pack(*box) for box in boxes), body])
         # The lock is taken in the order of asking: nothing is awaited between writing and waiting for it.
         async with self._turn:
             if self._is_over:
@@ -229,7 +221,7 @@ class _Worker:
                 raise
 
     async def _answer(self) -> Stored | Undecodable:
-        text_bytes, picture_bytes, *sizes = _ANSWER.unpack(await self._read(_ANSWER.size))
+        text_bytes, picture_bytes, *sizes = ANSWER.unpack(await self._read(ANSWER.size))
         # The process may be in a picture's hands, so its answer is bounded like any other.
         if text_bytes > _MAX_TEXT_BYTES or picture_bytes > _MAX_PICTURE_BYTES or max(sizes) > _MAX_SIDE:
             raise ValueError("answer out of bounds")
@@ -278,66 +270,3 @@ def _cause(code: int) -> str:
     if code == -signal.SIGPROF:
         return "it used up its CPU time"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-# -- the child's side -----------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Answer requests until the pipe is closed."""
-    policy = ImagePolicy.model_validate_json(sys.argv[1])
-    # Ctrl-C is for the parent, which then closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever a library prints must not land among the answers.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    Image.MAX_IMAGE_PIXELS = None  # the policy's own limit counts, above Pillow's too
-    _limit_memory(policy.worker_memory_bytes)
-    answers.write(_READY)
-    answers.flush()
-    requests = sys.stdin.buffer
-    while len(head := requests.read(_REQUEST.size)) == _REQUEST.size:
-        length, count = _REQUEST.unpack(head)
-        boxes = list(_BOX.iter_unpack(requests.read(count * _BOX.size)))
-        body = requests.read(length)
-        if len(body) < length:
-            return
-        _answer(answers, _decode_within(body, policy, boxes))
-
-
-def _decode_within(body: bytes, policy: ImagePolicy, boxes: Sequence[Box]) -> Stored | Undecodable:
-    # SIGPROF ends the process when the timer, which counts its CPU time, runs out.
-    signal.setitimer(signal.ITIMER_PROF, policy.decode_timeout_s)
-    try:
-        return check_and_resize(body, policy, boxes)
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _answer(answers: BinaryIO, found: Stored | Undecodable) -> None:
-    if isinstance(found, Stored):
-        text, encoded = found.exif.encode(), found.encoded
-        sizes = (found.width, found.height, found.original_width, found.original_height)
-    else:
-        text, encoded, sizes = f"{found.outcome} {found.message}".encode(), b"", (0, 0, 0, 0)
-    # Whole, so that it is one call of the system's.
-    answers.write(b"".join((_ANSWER.pack(len(text), len(encoded), *sizes), text, encoded)))
-    answers.flush()
-
-
-def _limit_memory(room: int) -> None:
-    """Bound the address space to what is in use now and ``room`` bytes; where it can be known (Linux)."""
-    import resource  # not on every platform
-
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + room
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    except (OSError, ValueError):
-        return  # macOS knows no such limit; the CPU limit and the pixel cap stay
-
-
-if __name__ == "__main__":
-    main()

@@ -37,8 +37,6 @@ _CAPTION_CHARACTERS: Final = 300
 _HEADER_CHARACTERS: Final = 300
 _MOST_FAILURES: Final = 4
 
-"""As many as ImagePolicy decodes by default; shards made elsewhere may hold any size."""
-
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (25, 25, 25)
 _PALE_INK: Final = (105, 105, 105)

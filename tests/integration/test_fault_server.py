@@ -17,7 +17,7 @@ from fault_server import connections, framing, guarded, heads, names, pictures, 
 from fault_server.behaviour import ATTEMPTS, LIMIT, LONGEST_PAUSE_S, REDIRECTS, overflow, refuse
 from fault_server.server import serving
 
-from laion_assets.download import download
+from laion_assets.download import Wanted, download
 from laion_assets.fetch.curl import HttpTransport
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import open_journal
@@ -144,8 +144,8 @@ def ask_all(web, folder):
         transport = ResolvingTransport(policy, web.look_up) if needs_resolver(behaviour) else None
         path = folder / f"{number}.journal"
         with open_journal(path, work="") as journal:
-            urls = [host.url for host in hosts]
-            downloads = download(urls, journal, policy, IMAGE, transport=transport)
+            wanted = [Wanted(url=host.url) for host in hosts]
+            downloads = download(wanted, journal, policy, IMAGE, transport=transport)
         found |= {host.behaviour.name: one for host, one in zip(hosts, downloads, strict=True)}
         with open_journal(path, work="") as journal:
             kept.update(hosts[entry.fields["index"]].behaviour.name for entry in journal.entries)
