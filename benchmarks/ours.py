@@ -36,7 +36,7 @@ def main() -> None:
             Layout(arguments.root),
             fetch,
             image,
-            progress=lambda *_: seen.append(time.time()),
+            follow=lambda _: seen.append(time.time()),
         )
         gc.collect()
         shards.append(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from laion_assets.columns import Box
 from laion_assets.decoding import Decoder
+from laion_assets.download_progress import DownloadProgress, Follow
 from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import Entry, Journal
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from laion_assets.fetch.transport import Transport
 
 _Result = TypeVar("_Result")
-
-# Called with how many of how many URLs are done; from another thread than the caller's.
-Progress = Callable[[int, int], None]
 
 # What a power cut costs at most. Synced after every 64, the journal took 3,700 to 5,000 pictures of 25 kB a
 # second, synced after each 600 to 800 (one virtual disk); two cores download some 300.
@@ -118,7 +116,7 @@ def download(
     *,
     digest_kind: Digest = "sha256",
     transport: Transport | None = None,
-    progress: Progress | None = None,
+    follow: Follow | None = None,
 ) -> list[Download]:
     """Fetch, check and resize what some URLs lead to, those aside that the journal has already.
 
@@ -132,7 +130,7 @@ def download(
         image_policy: what is accepted, and how it is stored.
         digest_kind: what the digests in ``wanted`` are.
         transport: what performs a GET; the real one by default.
-        progress: called after each URL.
+        follow: told after each URL how far the download is.
 
     Returns:
         What became of each URL, in the order of ``wanted``.
@@ -144,15 +142,22 @@ def download(
     """
     found = dict(_restore(entry) for entry in journal.entries)
     remaining = [(index, one) for index, one in enumerate(wanted) if index not in found]
-    if progress is not None and found:
-        progress(len(found), len(wanted))
+    progress = DownloadProgress(total=len(wanted), resumed=len(found))
+    for done in found.values():
+        progress.add(done.outcome, done.body_bytes or 0)
+    if follow is not None and found:
+        follow(progress)
+
+    def note(done: Download) -> None:
+        progress.add(done.outcome, done.body_bytes or 0)
+        if follow is not None:
+            follow(progress)
+
     if remaining:
         if transport is None:
             _allow_open_files(min(fetch_policy.concurrency, len(remaining)))
         _run_in_thread(
-            _download_all(
-                remaining, found, journal, fetch_policy, image_policy, digest_kind, transport, progress
-            )
+            _download_all(remaining, found, journal, fetch_policy, image_policy, digest_kind, transport, note)
         )
     return [found[index] for index in range(len(wanted))]
 
@@ -165,7 +170,7 @@ async def _download_all(
     image_policy: ImagePolicy,
     digest_kind: Digest,
     transport: Transport | None,
-    progress: Progress | None,
+    note: Callable[[Download], None],
 ) -> None:
     """Add what becomes of the remaining URLs to what is found."""
     # libcurl is for those who download, and not for whoever imports the stages.
@@ -173,7 +178,6 @@ async def _download_all(
     from laion_assets.fetch.fetcher import Fetcher
     from laion_assets.fetch.manners import spread
 
-    total = len(found) + len(remaining)
     async with AsyncExitStack() as stack:
         decoder = await stack.enter_async_context(Decoder(image_policy))
         # Before anything is asked for: a kill would cost all that waits for a first process to start.
@@ -192,8 +196,7 @@ async def _download_all(
         async def take_turns(turns: Iterable[tuple[int, Wanted]]) -> None:
             for index, one in turns:
                 found[index] = await keeper.keep(index, *await downloader.download(one))
-                if progress is not None:
-                    progress(len(found), total)
+                note(found[index])
 
         turns = iter([remaining[place] for place in spread([_domain(one.url) for _, one in remaining])])
         try:

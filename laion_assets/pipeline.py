@@ -14,6 +14,7 @@ from typing import Final
 import pyarrow as pa
 
 from laion_assets import schema
+from laion_assets.download_progress import Follow
 from laion_assets.errors import PlanError
 from laion_assets.formats.publish import Manifest
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
@@ -52,6 +53,7 @@ class Stage:
         kinds: what the files are, in Dagster's words.
         description: what the files are and how to open them.
         columns: Arrow schema of the table among the files, if there is one.
+        follow: as ``run``, of a stage whose partitions take so long that one wants to know how far it is.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Stage:
     kinds: frozenset[str]
     description: str
     columns: pa.Schema | None = None
+    follow: Callable[[Settings, str, Follow], Manifest] | None = None
 
     def output(self, layout: Layout, partition: str) -> Output:
         """The files of one partition."""
@@ -96,9 +99,14 @@ def _samples(settings: Settings, key: str) -> Manifest:
     return samples.write_samples(ShardId.parse(key), settings.layout, columns=settings.raw)
 
 
-def _images(settings: Settings, key: str) -> Manifest:
+def _images(settings: Settings, key: str, follow: Follow | None = None) -> Manifest:
     return images.images(
-        ShardId.parse(key), settings.layout, settings.fetch, settings.image, columns=settings.raw
+        ShardId.parse(key),
+        settings.layout,
+        settings.fetch,
+        settings.image,
+        columns=settings.raw,
+        follow=follow,
     )
 
 
@@ -218,6 +226,7 @@ STAGES: Final = (
         axis=Axis.SHARD,
         inputs=("samples",),
         run=_images,
+        follow=_images,
         code_version=images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet", "tar"}),

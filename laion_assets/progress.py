@@ -1,20 +1,25 @@
-"""A progress bar over the partitions of a build."""
+"""Progress bars over the partitions of a build, and over the download that is going on."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from laion_assets.defs.recording import Refusal, Watcher
+from laion_assets.download_progress import DownloadProgress
 from laion_assets.formats.publish import Manifest
 from laion_assets.pipeline import Stage
 
+_SECONDS_PER_DRAWING: Final = 0.5
+
 
 class ProgressBar(Watcher):
-    """Moves a bar by one for each partition that ends.
+    """Moves a bar by one for each partition that ends; draws another one while a shard is downloaded.
 
     Args:
         progress: what draws the bar.
@@ -24,10 +29,27 @@ class ProgressBar(Watcher):
     def __init__(self, progress: Progress, count: Callable[[], int]) -> None:
         self._progress = progress
         self._count = count
-        self._task = progress.add_task("starting", total=count())
+        self._task = progress.add_task("starting", total=count(), told="")
+        self._download: TaskID | None = None
+        self._drawn_s = 0.0
+
+    def partition_goes_on(self, stage: Stage, key: str, progress: DownloadProgress) -> None:
+        """Draw how far a download is."""
+        now = time.monotonic()
+        if now - self._drawn_s < _SECONDS_PER_DRAWING:
+            return
+        self._drawn_s = now
+        if self._download is None:
+            self._download = self._progress.add_task(f"{stage.name} {key}", told="")
+        counts, _, rest = progress.describe().partition(" URLs, ")
+        del counts  # the bar shows them
+        self._progress.update(self._download, completed=progress.done, total=progress.total, told=rest)
 
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Move the bar and name the partition."""
+        if self._download is not None:
+            self._progress.remove_task(self._download)
+            self._download = None
         name = stage.name if key == stage.name else f"{stage.name} {key}"
         failed = "" if isinstance(outcome, Manifest) else " failed"
         self._progress.update(self._task, advance=1, description=f"{name}{failed}")
@@ -45,6 +67,7 @@ def showing_progress(count: Callable[[], int], console: Console) -> Iterator[Pro
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         yield ProgressBar(progress, count)

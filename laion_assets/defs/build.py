@@ -13,6 +13,7 @@ from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
+from laion_assets.download_progress import DownloadProgress
 from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import Manifest
 from laion_assets.partitions import Axis, Partitions, find_partitions
@@ -86,6 +87,10 @@ class Build(Watcher):
         else:
             self.failures[stage.name, key] = outcome
         self.watcher.partition_ended(stage, key, outcome)
+
+    def partition_goes_on(self, stage: Stage, key: str, progress: DownloadProgress) -> None:
+        """Pass it on."""
+        self.watcher.partition_goes_on(stage, key, progress)
 
     def check_ended(self, rule: Rule, key: str, verdict: Verdict) -> None:
         """Keep what a rule found."""

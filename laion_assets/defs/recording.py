@@ -15,6 +15,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from laion_assets.defs.workers import end_with_parent
+from laion_assets.download_progress import DownloadProgress, Follow, every
 from laion_assets.errors import DiskFull, LaionAssetsError
 from laion_assets.formats.publish import Manifest, done
 from laion_assets.pipeline import Stage
@@ -30,6 +31,9 @@ Refusal = LaionAssetsError | OSError
 class Watcher:
     """Is told of every partition and check as it ends; this one says nothing."""
 
+    def partition_goes_on(self, stage: Stage, key: str, progress: DownloadProgress) -> None:
+        """A stage is at work on one partition; called often, from another thread than the others."""
+
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """A stage ended with one partition: its manifest, or why there is none."""
 
@@ -38,6 +42,8 @@ class Watcher:
 
 
 _MESSAGE_CHARACTERS: Final = 2_000
+# Each line is an event in Dagster's records, for good.
+_SECONDS_PER_LOG_LINE: Final = 30.0
 _NO_VERSION: Final = "none"
 
 # In a run over a range, Dagster itself would record every partition with one common data version, and
@@ -66,7 +72,10 @@ def materialize_partitions(
         raise dg.Failure(description=f"{stage.name}: {error}", allow_retries=False) from error
     for key in context.partition_keys:
         try:
-            manifest = stage.run(settings, key)
+            if stage.follow is None:
+                manifest = stage.run(settings, key)
+            else:
+                manifest = stage.follow(settings, key, _follower(context, stage, key, watcher))
         except (LaionAssetsError, OSError) as error:
             failures[key] = printable(str(error), _MESSAGE_CHARACTERS)
             context.log.warning("%s %s: %s", stage.name, key, failures[key])
@@ -89,6 +98,19 @@ def materialize_partitions(
             allow_retries=False,
         )
     return dg.MaterializeResult(metadata=_ALREADY_RECORDED)
+
+
+def _follower(context: dg.AssetExecutionContext, stage: Stage, key: str, watcher: Watcher) -> Follow:
+    def log(progress: DownloadProgress) -> None:
+        context.log.info("%s %s: %s", stage.name, key, progress.describe())
+
+    log_soberly = every(_SECONDS_PER_LOG_LINE, log)
+
+    def follow(progress: DownloadProgress) -> None:
+        watcher.partition_goes_on(stage, key, progress)
+        log_soberly(progress)
+
+    return follow
 
 
 def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.MaterializeResult:

@@ -24,7 +24,8 @@ from laion_assets.columns import (
     read_digest,
     valid_text,
 )
-from laion_assets.download import Download, Progress, Wanted, download
+from laion_assets.download import Download, Wanted, download
+from laion_assets.download_progress import Follow
 from laion_assets.errors import MissingInput, PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats import parquet
@@ -85,7 +86,7 @@ def images(
     *,
     columns: ColumnPolicy = _NO_COLUMNS,
     transport: Transport | None = None,
-    progress: Progress | None = None,
+    follow: Follow | None = None,
 ) -> Manifest:
     """Publish the pictures of one shard: adopt files that img2dataset wrote, if placed, else download.
 
@@ -96,7 +97,7 @@ def images(
     if is_placed(shard, layout):
         return adopt_images(shard, layout)
     return download_images(
-        shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, progress=progress
+        shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
     )
 
 
@@ -120,7 +121,7 @@ def download_images(
     *,
     columns: ColumnPolicy = _NO_COLUMNS,
     transport: Transport | None = None,
-    progress: Progress | None = None,
+    follow: Follow | None = None,
 ) -> Manifest:
     """Download, resize and publish the pictures of one shard; every row of its samples gets an outcome.
 
@@ -136,7 +137,7 @@ def download_images(
         columns: which further columns of the samples are taken along, and which say what a body must be and
             what is blurred.
         transport: what performs a GET; the real one by default.
-        progress: called with how many of how many URLs are done, from another thread.
+        follow: told after each URL how far the download is, from another thread.
 
     Raises:
         MissingInput: if the samples, or a column of them, are not there yet.
@@ -172,7 +173,7 @@ def download_images(
                 image_policy,
                 digest_kind=columns.digest_kind,
                 transport=transport,
-                progress=progress,
+                follow=follow,
             )
         for index, outcome in zip(wanted, found, strict=True):
             outcomes[index] = outcome

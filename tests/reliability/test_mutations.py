@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 from mutating import mutate
 
+from laion_assets.download_progress import DownloadProgress
 from laion_assets.embedding_source import read_embedding_source
 from laion_assets.errors import CorruptInput, LaionAssetsError, StorageError
 from laion_assets.fetch.transport import FakeTransport
@@ -223,8 +224,8 @@ def prepare(folder: Path) -> None:
     life.live(folder, until="images")
     output = life.output("images", folder)
 
-    def stop(done: int, _: int) -> None:
-        if done == life.ROWS - 4:
+    def stop(progress: DownloadProgress) -> None:
+        if progress.done == life.ROWS - 4:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageError):
@@ -234,7 +235,7 @@ def prepare(folder: Path) -> None:
             life.FETCH,
             life.IMAGE,
             transport=FakeTransport(life.answer, life.FETCH),
-            progress=stop,
+            follow=stop,
         )
     journal = output.journal.read_bytes()
     for stage in list(life.STAGES)[list(life.STAGES).index("images") : -2]:

@@ -342,7 +342,7 @@ def test_long_bodies_wait_for_one_another_and_all_arrive(tmp_path):
 def test_progress_is_told(tmp_path):
     layout = lay_samples(tmp_path, [sample(number) for number in range(10)])
     told = []
-    run(layout, web(), progress=lambda done, total: told.append((done, total)))
+    run(layout, web(), follow=lambda progress: told.append((progress.done, progress.total)))
     assert told == [(done, 10) for done in range(1, 11)]
 
 
@@ -448,7 +448,7 @@ def test_a_download_that_ended_half_way_is_gone_on_with_and_comes_to_the_same_by
     } - {None}
     again = web(SPECIAL)
     counted = []
-    run(layout, again, progress=lambda done, total: counted.append((done, total)))
+    run(layout, again, follow=lambda progress: counted.append((progress.done, progress.total)))
     missing = sorted(set(range(60)) - finished)
     assert sorted(set(again.asked)) == sorted(rows[number]["url"] for number in missing)
     assert len(finished) >= answers - FETCH.concurrency
