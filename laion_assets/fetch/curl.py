@@ -63,7 +63,7 @@ class HttpTransport:
         self._idle: list[pycurl.Curl] = []
 
     async def __aenter__(self) -> Self:
-        self._resolver = Resolver(self._look_up)
+        self._resolver = Resolver(self._look_up, at_once=self._policy.lookups)
         self._multi = _Multi(self._policy.concurrency)
         return self
 

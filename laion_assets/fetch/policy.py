@@ -50,6 +50,8 @@ class FetchPolicy(Policy):
     """How often in a row a host may be silent before it counts as down and is not asked any more."""
     host_down_s: float = Field(default=300.0, ge=0)
     """How long a host that is down is left alone."""
+    lookups: int = Field(default=32, ge=1, le=512)
+    """Names asked of the system's resolver at once."""
     honour_robots_txt: bool = False
     """Whether robots.txt is asked for, once a site, and obeyed. Off, as in img2dataset: it is about crawling,
     and here are single pictures that pages show; ``honour_opt_out`` is on."""

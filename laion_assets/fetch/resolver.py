@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-# A name server answers in one round trip, so more lookups at once than cores is what counts.
-_THREADS: Final = 64
 # What the system's resolver may open for one name: its settings, a database or two, sockets.
 _FEW_FILES: Final = 32
 # How long an answer counts, "no such name" too; a shard takes about a minute.
@@ -43,12 +41,13 @@ class Resolver:
 
     Args:
         look_up: asks for a host's addresses.
+        at_once: lookups at once; a name server answers in a round trip, so more than cores is what counts.
     """
 
-    def __init__(self, look_up: LookUp = look_up_host) -> None:
+    def __init__(self, look_up: LookUp = look_up_host, *, at_once: int = 32) -> None:
         self._look_up = look_up
         # Not the loop's executor: closing that one waits for a name server that does not answer.
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="resolver")
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="resolver")
         # Host -> until when it counts, and its addresses or the resolver's error number.
         self._answers: dict[str, tuple[float, Sequence[str] | int]] = {}
         self._asking: dict[str, asyncio.Task[Sequence[str] | int]] = {}
