@@ -116,8 +116,8 @@ def json_value(value: object) -> object:
 
 
 def read_digest(value: str | None) -> str | None:
-    """The digest that a body must have, in lower case; None where none is given."""
-    return (value or "").strip().lower() or None
+    """The digest that a body must have; None where none is given."""
+    return (value or "").strip() or None
 
 
 def read_boxes(value: object) -> Sequence[Box]:

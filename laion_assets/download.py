@@ -53,7 +53,7 @@ class Wanted:
 
     Attributes:
         url: as the source has it.
-        digest: hexadecimal digest that the body must have, in lower case; None where none is known.
+        digest: hexadecimal digest that the body must have, in any case; None where none is known.
         boxes: what to blur, as :func:`laion_assets.columns.read_boxes` gives it.
     """
 
@@ -248,7 +248,7 @@ class _Downloader:
             if isinstance(fetched, FetchFailed):
                 return _failed(fetched.outcome, fetched.message, answer), None
             answer |= self._digests(fetched.body)
-            if wanted.digest and wanted.digest != hashlib.new(self._expected, fetched.body).hexdigest():
+            if wanted.digest and wanted.digest.lower() != _digest(self._expected, fetched.body):
                 return _failed(Outcome.DIGEST_MISMATCH, _HASH_MISMATCH, answer), None
             boxes = (wanted.boxes,) if wanted.boxes else ()
             decoded = await self._decoder.decode(fetched.body, *boxes)
@@ -259,9 +259,14 @@ class _Downloader:
 
     def _digests(self, body: bytes) -> dict[str, Any]:
         """What is recorded of a body."""
-        sha256 = hashlib.sha256(body).hexdigest()
-        digest = sha256 if self._recorded == "sha256" else hashlib.new(self._recorded, body).hexdigest()
+        sha256 = _digest("sha256", body)
+        digest = sha256 if self._recorded == "sha256" else _digest(self._recorded, body)
         return {"body_bytes": len(body), "sha256": sha256, "digest": digest}
+
+
+def _digest(kind: Digest, body: bytes) -> str:
+    # Data are told from others by it here, and nothing is kept secret (md5, in FIPS builds of OpenSSL).
+    return hashlib.new(kind, body, usedforsecurity=False).hexdigest()
 
 
 def _failed(outcome: Outcome, message: str, answer: dict[str, Any]) -> Download:

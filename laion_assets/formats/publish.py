@@ -415,6 +415,8 @@ def _parse(document: dict[str, Any], output: Output) -> Manifest:
         raise ValueError(f"format {document['format']!r}")
     if (document["stage"], document["partition"]) != (output.stage, output.partition):
         raise ValueError(f"the manifest of {document['stage']} {document['partition']}")
+    if unknown := sorted(document["files"].keys() - set(output.names)):
+        raise ValueError(f"the manifest of {unknown[0]}, too")
     return Manifest(
         stage=document["stage"],
         partition=document["partition"],

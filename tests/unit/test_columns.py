@@ -121,7 +121,7 @@ def test_whatever_is_read_as_boxes_lies_in_the_picture(value):
 
 
 def test_digests_are_read():
-    assert [read_digest(value) for value in (None, "", "  ", " ABc ")] == [None, None, None, "abc"]
+    assert [read_digest(value) for value in (None, "", "  ", " ABc ")] == [None, None, None, "ABc"]
 
 
 def broken(text_type, data=(b"a\xff", b"fine", None)):

@@ -2,6 +2,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -175,6 +176,47 @@ def test_manifests_differ_only_in_seconds(tmp_path):
         assert document.pop("seconds") >= 0
         documents.append(document)
     assert documents[0] == documents[1]
+
+
+def test_a_log_is_published_and_verified_and_no_part_of_the_data(tmp_path):
+    output = replace(Layout(tmp_path).normalized_images(ShardId(3)), logs=("00003.set_aside.parquet",))
+    first = publish(output, RECIPE, writer(b"one", b"two"))
+    second = publish(output, replace(RECIPE, settings="t"), writer(b"one", b"2"))
+    assert first.data_version == second.data_version
+    assert (second.bytes, second.data_bytes) == (4, 3)
+    assert read_manifest(output) == second
+    output.path("00003.set_aside.parquet").write_bytes(b"3")
+    with pytest.raises(CorruptInput, match=r"set_aside\.parquet: expected sha256"):
+        verify(output)
+    other = publish(output, replace(RECIPE, settings="u"), writer(b"two", b"2"))
+    assert other.data_version != second.data_version
+
+
+def test_a_manifest_of_an_older_place_and_format_is_read_until_another_takes_its_place(output):
+    whole = publish(output, RECIPE, writer(b"one", b"two"))
+    document = unseal(output.manifest.read_bytes())
+    document["format"] = 2
+    for record in document["files"].values():
+        del record["is_log"]
+    output.manifest.write_bytes(seal(document))
+    moved = replace(output, manifest_suffix=".manifest")
+    assert read_manifest(moved) == verify(moved) == whole
+    assert publish(moved, RECIPE, writer(b"one", b"two")) == whole
+    assert not moved.manifest.exists()
+    moved.older_manifest.write_bytes(b"{}")
+    with pytest.raises(CorruptManifest, match=r"00003\.manifest\.json"):
+        read_manifest(moved)
+    publish(moved, RECIPE, writer(b"one", b"two"))
+    assert moved.manifest.exists()
+    assert not moved.older_manifest.exists()
+
+
+def test_a_manifest_with_files_that_the_output_has_not_is_none_of_its(output):
+    publish(output, RECIPE, writer(b"one", b"two"))
+    fewer = replace(output, names=output.names[:1])
+    with pytest.raises(CorruptManifest, match=r"00003\.set_aside\.parquet"):
+        read_manifest(fewer)
+    assert vouch(fewer, RECIPE, lambda: Tally(rows=1)).files.keys() == {"00003.parquet"}
 
 
 def test_fingerprint_depends_on_values_and_not_on_order():
