@@ -56,6 +56,11 @@ class Decoder:
         await asyncio.gather(*(seat.clear() for seat in self._seats))
 
     @property
+    def processes(self) -> int:
+        """How many there may be."""
+        return len(self._seats)
+
+    @property
     def process_ids(self) -> list[int]:
         """Ids of the processes that have started and run now."""
         return [seat.worker.process.pid for seat in self._seats if seat.worker is not None]

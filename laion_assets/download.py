@@ -20,6 +20,7 @@ from laion_assets.decoding import Decoder
 from laion_assets.download_progress import DownloadProgress, Follow
 from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.flow import Flow
 from laion_assets.formats.journal import Entry, Journal
 from laion_assets.image import ImagePolicy, Stored, Undecodable
 from laion_assets.outcomes import Outcome, Status
@@ -184,14 +185,18 @@ async def _download_all(
         await decoder.start_one()
         if transport is None:
             transport = await stack.enter_async_context(HttpTransport(fetch_policy))
+        flow = Flow(fetch_policy.concurrency, decoder.processes)
         downloader = _Downloader(
             Fetcher(fetch_policy, transport),
             decoder,
+            flow,
             asyncio.Semaphore(fetch_policy.large_bodies),
             expected=digest_kind,
             recorded=fetch_policy.compute_hash,
         )
         keeper = _Keeper(journal)
+        growing = asyncio.create_task(flow.grow())
+        stack.callback(growing.cancel)
 
         async def take_turns(turns: Iterable[tuple[int, Wanted]]) -> None:
             for index, one in turns:
@@ -223,6 +228,7 @@ class _Downloader:
         self,
         fetcher: Fetcher,
         decoder: Decoder,
+        flow: Flow,
         large_bodies: asyncio.Semaphore,
         *,
         expected: Digest,
@@ -230,6 +236,7 @@ class _Downloader:
     ) -> None:
         self._fetcher = fetcher
         self._decoder = decoder
+        self._flow = flow
         self._large_bodies = large_bodies
         self._expected = expected
         self._recorded = recorded
@@ -243,7 +250,8 @@ class _Downloader:
             async def admit_large() -> None:
                 await held.enter_async_context(self._large_bodies)
 
-            fetched = await self._fetcher.fetch(wanted.url, admit_large=admit_large)
+            async with self._flow.fetching():
+                fetched = await self._fetcher.fetch(wanted.url, admit_large=admit_large)
             answer: dict[str, Any] = {name: getattr(fetched, name) for name in _ANSWER_FIELDS}
             if isinstance(fetched, FetchFailed):
                 return _failed(fetched.outcome, fetched.message, answer), None
@@ -251,7 +259,8 @@ class _Downloader:
             if wanted.digest and wanted.digest.lower() != _digest(self._expected, fetched.body):
                 return _failed(Outcome.DIGEST_MISMATCH, _HASH_MISMATCH, answer), None
             boxes = (wanted.boxes,) if wanted.boxes else ()
-            decoded = await self._decoder.decode(fetched.body, *boxes)
+            async with self._flow.decoding():
+                decoded = await self._decoder.decode(fetched.body, *boxes)
         if isinstance(decoded, Undecodable):
             status, outcome = Status.FAILED_TO_RESIZE, decoded.outcome
             return Download(status=status, outcome=outcome, message=decoded.message, **answer), None

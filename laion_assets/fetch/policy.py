@@ -41,7 +41,8 @@ class FetchPolicy(Policy):
     ports: tuple[int, ...] = (80, 443, 8000, 8080, 8443)
     """Ports that may be connected to."""
     concurrency: int = Field(default=1024, ge=1, le=4096)
-    """URLs in flight at once, those included that wait: for their site's turn, a silent host, a decoder."""
+    """URLs in flight at once at most, those included that wait for their site's turn or a silent host. There
+    are as many as keep the decoding processes busy."""
     per_domain_concurrency: int = Field(default=8, ge=1)
     """Connections in use at once to one registered domain."""
     per_domain_interval_s: float = Field(default=0.02, ge=0)
