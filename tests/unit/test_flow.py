@@ -13,12 +13,6 @@ async def growing(flow):
         task.cancel()
 
 
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def test_no_more_are_in_flight_than_allowed_and_all_get_their_turn():
     async def run():
         flow = Flow(3, decoders=1)
@@ -44,19 +38,22 @@ def test_no_more_are_in_flight_than_allowed_and_all_get_their_turn():
 def test_more_are_allowed_while_decoders_have_nothing_to_do_up_to_the_most():
     async def run():
         flow = Flow(1000, decoders=2)
-        release = asyncio.Event()
+        release, all_started = asyncio.Event(), asyncio.Event()
         started = 0
 
         async def fetch():
             nonlocal started
             async with flow.fetching():
                 started += 1
+                if started == 1000:
+                    all_started.set()
                 await release.wait()
 
         first = flow.allowed
         async with growing(flow):
             fetches = [asyncio.create_task(fetch()) for _ in range(1500)]
-            await until(lambda: started == 1000)
+            async with asyncio.timeout(30):
+                await all_started.wait()
             assert flow.allowed == 1000
             release.set()
             await asyncio.gather(*fetches)
