@@ -80,7 +80,8 @@ source = "embeddings"
 allow_loopback = true  # the demo's web is on this machine...
 per_domain_concurrency = 64  # ...and all of it is one host,
 per_domain_interval_s = 0
-host_failures = 1000  # some of whose pictures never come
+host_failures = 1000
+retry_silent_hosts = true  # some of whose pictures never come
 total_timeout_s = 4.0  # long for a loaded machine, short for pictures that never end
 backoff_s = 0.05
 """

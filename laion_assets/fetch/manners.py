@@ -11,14 +11,19 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed
 from laion_assets.fetch.urls import Target
 from laion_assets.outcomes import Outcome
 
-# The other end gave no sign of life; any answer at all is one.
-_SILENCES = (Outcome.CONNECT, Outcome.TIMEOUT)
+# The other end gave no sign of life, unless an answer had begun.
+_SILENCES: Final = (Outcome.CONNECT, Outcome.TIMEOUT)
+
+
+# Asked at once of a host that has never answered; if none of them is answered in time, it is down.
+_AT_FIRST_CONTACT: Final = 2
 
 
 class _Domain:
@@ -30,6 +35,8 @@ class _Domain:
 
 class _Host:
     def __init__(self) -> None:
+        self.has_answered = False
+        self.first_contact = asyncio.Semaphore(_AT_FIRST_CONTACT)
         self.silences = 0
         self.down_until_s = 0.0
 
@@ -46,12 +53,15 @@ class Manners:
     async def turn(self, target: Target) -> AsyncIterator[None]:
         """Wait for a place and the domain's pace; ask once in the block, and let its failure come through.
 
+        A host that has never answered is asked by two at a time: the others then find its connections open,
+        or need not wait as long as those did.
+
         Raises:
             ExchangeFailed: HOST_DOWN, if the host did not answer the last times, without being asked again.
         """
         domain, host = self._domains[target.domain], self._hosts[target.host]
         self._refuse_down(host)
-        async with domain.places:
+        async with _contact(host), domain.places:
             self._refuse_down(host)  # it may have gone down meanwhile
             async with domain.pace:
                 early = domain.next_turn_s - time.monotonic()
@@ -61,23 +71,36 @@ class Manners:
             try:
                 yield
             except ExchangeFailed as error:
-                self._note(host, is_silent=error.outcome in _SILENCES)
+                self._note(host, error)
                 raise
-            self._note(host, is_silent=False)
+            self._note(host, None)
 
     def _refuse_down(self, host: _Host) -> None:
         if host.down_until_s > time.monotonic():
-            raise ExchangeFailed(
-                Outcome.HOST_DOWN, f"not asked: the host did not answer {self._policy.host_failures} times"
-            )
+            raise ExchangeFailed(Outcome.HOST_DOWN, "not asked: the host does not answer")
 
-    def _note(self, host: _Host, *, is_silent: bool) -> None:
-        host.silences = host.silences + 1 if is_silent else 0
-        if host.silences >= self._policy.host_failures:
-            # One more silence after that, and it is down again.
+    def _note(self, host: _Host, error: ExchangeFailed | None) -> None:
+        if error is None or error.outcome not in _SILENCES or error.head is not None:
+            host.has_answered, host.silences, host.down_until_s = True, 0, 0.0
+            return
+        host.silences += 1
+        most = self._policy.host_failures
+        if error.outcome is Outcome.TIMEOUT and not (host.has_answered or self._policy.retry_silent_hosts):
+            error.passing = False  # it would take as long again
+            most = min(most, _AT_FIRST_CONTACT)
+        if host.silences >= most:
+            # For a while; and again after one more silence.
             host.down_until_s = time.monotonic() + self._policy.host_down_s
-        elif not is_silent:
-            host.down_until_s = 0.0
+
+
+@asynccontextmanager
+async def _contact(host: _Host) -> AsyncIterator[None]:
+    if not host.has_answered:
+        async with host.first_contact:
+            if not host.has_answered:
+                yield
+                return
+    yield
 
 
 def spread(domains: Sequence[str]) -> list[int]:

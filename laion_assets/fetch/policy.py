@@ -49,6 +49,9 @@ class FetchPolicy(Policy):
     """Shortest time from one request to the next to one registered domain."""
     host_failures: int = Field(default=3, ge=1)
     """How often in a row a host may be silent before it counts as down and is not asked any more."""
+    retry_silent_hosts: bool = False
+    """Whether a host that has never answered gets as many chances as others. Else two requests that it lets
+    run out of time are enough, and neither is repeated: a shard must not wait for the dead."""
     host_down_s: float = Field(default=300.0, ge=0)
     """How long a host that is down is left alone."""
     lookups: int = Field(default=32, ge=1, le=512)

@@ -38,6 +38,7 @@ BY_NAME = {behaviour.name: behaviour for behaviour in BEHAVIOURS}
 
 # Patient, so that a busy machine turns nothing into a timeout; what must time out is asked for in a hurry.
 PATIENT = FetchPolicy(
+    retry_silent_hosts=True,
     attempts=ATTEMPTS,
     backoff_s=0,
     retry_after_s=LONGEST_PAUSE_S,

@@ -57,6 +57,7 @@ FETCH: Final = FetchPolicy(
     per_domain_concurrency=8,
     per_domain_interval_s=0,
     host_failures=1000,
+    retry_silent_hosts=True,
 )
 IMAGE: Final = ImagePolicy(size=48, workers=1)
 

@@ -73,6 +73,7 @@ concurrency = {{connections}}
 per_domain_concurrency = {{connections}}
 per_domain_interval_s = 0
 host_failures = 1000
+retry_silent_hosts = true
 total_timeout_s = {{timeout_s}}
 backoff_s = 0.05
 [image]

@@ -44,6 +44,8 @@ source = "raw"
 allow_loopback = true
 per_domain_concurrency = 1
 per_domain_interval_s = 0
+host_failures = 1000
+retry_silent_hosts = true
 """
 # Long enough for a machine that does other things too; what it took is printed.
 PATIENCE_S = 240

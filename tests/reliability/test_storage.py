@@ -302,6 +302,8 @@ source = "raw"
 allow_loopback = true
 per_domain_concurrency = 16
 per_domain_interval_s = 0
+host_failures = 1000
+retry_silent_hosts = true
 [embeddings]
 source = "vectors"
 width = 16

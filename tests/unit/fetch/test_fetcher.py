@@ -113,7 +113,9 @@ def test_a_server_that_hangs_times_out():
     async def hang(url):
         await asyncio.sleep(60)
 
-    found, asked = fetch(hang, policy=FetchPolicy(total_timeout_s=0.05, backoff_s=0, attempts=2))
+    found, asked = fetch(
+        hang, policy=FetchPolicy(retry_silent_hosts=True, total_timeout_s=0.05, backoff_s=0, attempts=2)
+    )
     assert found == FetchFailed(outcome=Outcome.TIMEOUT, message="timed out", attempts=2)
     assert found.milliseconds > 0
     assert len(asked) == 2

@@ -37,14 +37,70 @@ def outcomes(found):
 @pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CONNECT])
 def test_a_host_that_is_silent_several_times_in_a_row_is_left_alone(outcome):
     def handler(url):
+        if url.endswith("/0"):
+            return respond(404)
         raise silent(outcome)
 
-    urls = [f"http://down.example.com/{number}" for number in range(6)]
+    urls = [f"http://down.example.com/{number}" for number in range(7)]
     policy = PLAIN.model_copy(update={"host_failures": 3})
     found, asked = ask_in_turn(urls, handler, policy)
-    assert outcomes(found) == [outcome] * 3 + [Outcome.HOST_DOWN] * 3
-    assert asked == urls[:3]
-    assert found[3].message == "not asked: the host did not answer 3 times"
+    assert outcomes(found) == [Outcome.HTTP_4XX] + [outcome] * 3 + [Outcome.HOST_DOWN] * 3
+    assert asked == urls[:4]
+    assert found[4].message == "not asked: the host does not answer"
+    assert [one.attempts for one in found] == [1] * 4 + [0] * 3
+
+
+@pytest.mark.parametrize(("outcome", "times"), [(Outcome.TIMEOUT, 2), (Outcome.CONNECT, 3)])
+def test_a_host_that_never_answered_and_lets_the_time_run_out_is_down_sooner(outcome, times):
+    def handler(url):
+        raise silent(outcome)
+
+    urls = [f"http://down.example.com/{number}" for number in range(5)]
+    found, asked = ask_in_turn(urls, handler, PLAIN.model_copy(update={"host_failures": 3}))
+    assert outcomes(found) == [outcome] * times + [Outcome.HOST_DOWN] * (5 - times)
+    assert len(asked) == times
+
+
+@pytest.mark.parametrize(("retried", "attempts"), [(False, 1), (True, 2)])
+def test_a_silent_host_is_asked_again_only_if_the_policy_says_so(retried, attempts):
+    def handler(url):
+        raise silent()
+
+    policy = PLAIN.model_copy(update={"attempts": 2, "retry_silent_hosts": retried})
+    found, asked = ask_in_turn(["http://down.example.com/"], handler, policy)
+    assert outcomes(found) == [Outcome.TIMEOUT]
+    assert (found[0].attempts, len(asked)) == (attempts, attempts)
+
+
+def test_an_answer_that_had_begun_is_a_sign_of_life():
+    def handler(url):
+        error = silent()
+        error.head = respond(200).head
+        raise error
+
+    found, _ = ask_in_turn(["http://slow.example.com/"] * 5, handler, PLAIN)
+    assert outcomes(found) == [Outcome.TIMEOUT] * 5
+
+
+def test_a_host_is_asked_by_two_at_a_time_until_it_has_answered():
+    now, most = 0, []
+
+    async def handler(url):
+        nonlocal now
+        now += 1
+        most.append(now)
+        await asyncio.sleep(0.05)
+        now -= 1
+        return respond(200, b"body")
+
+    async def run():
+        fetcher = Fetcher(PLAIN, FakeTransport(handler, PLAIN))
+        urls = [f"http://some.example.com/{number}" for number in range(6)]
+        return await asyncio.gather(*map(fetcher.fetch, urls))
+
+    assert all(isinstance(found, Fetched) for found in asyncio.run(run()))
+    assert max(most[:2]) == 2
+    assert max(most) == 4
 
 
 def test_only_the_host_is_down_and_not_its_domain():
@@ -60,7 +116,7 @@ def test_only_the_host_is_down_and_not_its_domain():
 
 @pytest.mark.parametrize("answer", [respond(200, b"body"), respond(404), respond(503)])
 def test_any_answer_is_a_sign_of_life(answer):
-    answers = [silent(), silent(), answer] * 3
+    answers = [answer, silent(), silent(), answer, silent(), silent(), answer, silent(), silent()]
 
     def handler(url):
         given = answers.pop(0)
@@ -86,7 +142,8 @@ def test_failures_that_are_not_silence_do_not_count(outcome):
 
 
 def test_a_host_is_asked_again_after_a_while_and_one_more_silence_is_enough():
-    answers = [silent(), silent(), silent(), respond(200, b"body"), silent(), respond(200, b"body")]
+    body = respond(200, b"body")
+    answers = [body, silent(), silent(), silent(), body, silent(), body]
 
     def handler(url):
         given = answers.pop(0)
@@ -98,13 +155,14 @@ def test_a_host_is_asked_again_after_a_while_and_one_more_silence_is_enough():
 
     async def run():
         fetcher = Fetcher(policy, FakeTransport(handler, policy))
-        found = []
+        found = [await fetcher.fetch("http://flaky.example.com/")]
         for pause in (0, 0, 0, 0.3, 0, 0.3, 0, 0):
             await asyncio.sleep(pause)
             found.append(await fetcher.fetch("http://flaky.example.com/"))
         return found
 
     assert outcomes(asyncio.run(run())) == [
+        Outcome.SUCCESS,
         Outcome.TIMEOUT,
         Outcome.TIMEOUT,
         Outcome.HOST_DOWN,
@@ -129,6 +187,8 @@ def test_a_url_that_was_asked_for_keeps_its_own_failure():
 def test_those_that_wait_for_their_turn_are_told_when_the_host_goes_down():
     async def handler(url):
         await asyncio.sleep(0.05)
+        if url.endswith("/first"):
+            return respond(404)
         raise silent()
 
     policy = PLAIN.model_copy(update={"host_failures": 2, "per_domain_concurrency": 2})
@@ -136,12 +196,13 @@ def test_those_that_wait_for_their_turn_are_told_when_the_host_goes_down():
     async def run():
         transport = FakeTransport(handler, policy)
         fetcher = Fetcher(policy, transport)
+        await fetcher.fetch("http://down.example.com/first")
         urls = [f"http://down.example.com/{number}" for number in range(20)]
         return await asyncio.gather(*map(fetcher.fetch, urls)), transport.asked
 
     found, asked = asyncio.run(run())
     assert Counter(outcomes(found)) == {Outcome.TIMEOUT: 2, Outcome.HOST_DOWN: 18}
-    assert len(asked) == 2
+    assert len(asked) == 3
 
 
 def test_a_domain_is_asked_at_a_pace_and_others_do_not_wait_for_it():

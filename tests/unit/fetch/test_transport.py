@@ -15,7 +15,14 @@ from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import ExchangeFailed
 from laion_assets.outcomes import Outcome
 
-LOCAL = FetchPolicy(allow_loopback=True, backoff_s=0, attempts=2, connect_timeout_s=5, total_timeout_s=10)
+LOCAL = FetchPolicy(
+    retry_silent_hosts=True,
+    allow_loopback=True,
+    backoff_s=0,
+    attempts=2,
+    connect_timeout_s=5,
+    total_timeout_s=10,
+)
 
 
 def answer(body=b"body", status="200 OK", **headers):

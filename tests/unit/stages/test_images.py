@@ -49,7 +49,13 @@ from laion_assets.stages.tfds_images import write_tfds_images
 
 SHARD = ShardId(12)
 FETCH = FetchPolicy(
-    backoff_s=0, attempts=2, total_timeout_s=5, concurrency=8, per_domain_interval_s=0, host_failures=1000
+    backoff_s=0,
+    attempts=2,
+    total_timeout_s=5,
+    concurrency=8,
+    per_domain_interval_s=0,
+    host_failures=1000,
+    retry_silent_hosts=True,
 )
 IMAGE = ImagePolicy(size=32, workers=1)
 
