@@ -36,7 +36,8 @@ class _Domain:
 class _Host:
     def __init__(self) -> None:
         self.has_answered = False
-        self.first_contact = asyncio.Semaphore(_AT_FIRST_CONTACT)
+        self.asked_unknown = 0
+        self.changed = asyncio.Condition()
         self.silences = 0
         self.down_until_s = 0.0
 
@@ -61,7 +62,7 @@ class Manners:
         """
         domain, host = self._domains[target.domain], self._hosts[target.host]
         self._refuse_down(host)
-        async with _contact(host), domain.places:
+        async with self._contact(host), domain.places:
             self._refuse_down(host)  # it may have gone down meanwhile
             async with domain.pace:
                 early = domain.next_turn_s - time.monotonic()
@@ -74,6 +75,27 @@ class Manners:
                 self._note(host, error)
                 raise
             self._note(host, None)
+
+    @asynccontextmanager
+    async def _contact(self, host: _Host) -> AsyncIterator[None]:
+        """Let two at a time ask a host that has never answered, or one if another was met with silence."""
+
+        def may_ask() -> bool:
+            is_known = host.has_answered or host.down_until_s > time.monotonic()
+            return is_known or host.asked_unknown < max(1, _AT_FIRST_CONTACT - host.silences)
+
+        if host.has_answered:
+            yield
+            return
+        async with host.changed:
+            await host.changed.wait_for(may_ask)
+        host.asked_unknown += 1
+        try:
+            yield
+        finally:
+            host.asked_unknown -= 1
+            async with host.changed:
+                host.changed.notify_all()
 
     def _refuse_down(self, host: _Host) -> None:
         if host.down_until_s > time.monotonic():
@@ -91,16 +113,6 @@ class Manners:
         if host.silences >= most:
             # For a while; and again after one more silence.
             host.down_until_s = time.monotonic() + self._policy.host_down_s
-
-
-@asynccontextmanager
-async def _contact(host: _Host) -> AsyncIterator[None]:
-    if not host.has_answered:
-        async with host.first_contact:
-            if not host.has_answered:
-                yield
-                return
-    yield
 
 
 def spread(domains: Sequence[str]) -> list[int]:
