@@ -87,12 +87,17 @@ class HttpTransport:
         handle = self._idle.pop() if self._idle else self._make_handle()
         exchange = _Exchange(self._policy, wants_body)
         exchange.prepare(handle, url, addresses)
+        # Not libcurl's own limit on slowness, which looks once in a while: 8 s became 13.
+        silence = asyncio.get_running_loop().call_later(
+            self._policy.response_timeout_s, exchange.give_up_silent
+        )
         try:
             self._multi.start(handle, exchange)
             while not await exchange.is_done():
                 await admit_large()
                 exchange.go_on(handle)
         finally:
+            silence.cancel()
             self._multi.end(handle)
             self._idle.append(handle)
         return exchange.conclude()
@@ -192,6 +197,11 @@ class _Exchange:
         """Be told that libcurl is done."""
         self._ending = code, system_error
         self._go_to_waiter()
+
+    def give_up_silent(self) -> None:
+        """End an exchange whose answer has not begun."""
+        if self._head is None and self._ending is None:
+            self.end(pycurl.E_OPERATION_TIMEDOUT, 0)
 
     def conclude(self) -> Response:
         """What came of it.

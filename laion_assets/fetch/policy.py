@@ -20,8 +20,10 @@ class FetchPolicy(Policy):
     """Name resolution aside, how long a connection, TLS included, may take."""
     total_timeout_s: float = Field(default=15.0, gt=0)
     """How long one attempt may take from first packet to last byte, redirects included."""
+    response_timeout_s: float = Field(default=8.0, gt=0)
+    """How long a host may take to connect and to send its answer's headers."""
     stall_timeout_s: int = Field(default=8, ge=1)
-    """How long an answer may be slower than ``min_rate_bytes_s``, or not begin at all."""
+    """How long an answer may be slower than ``min_rate_bytes_s``; libcurl may take some seconds more."""
     min_rate_bytes_s: int = Field(default=1000, ge=1)
     """Slowest answer that is waited for, in bytes a second."""
     attempts: int = Field(default=2, ge=1, le=10)

@@ -46,6 +46,7 @@ PATIENT = FetchPolicy(
     max_body_bytes=LIMIT,
     large_body_bytes=LIMIT // 2,
     connect_timeout_s=60,
+    response_timeout_s=60,
     total_timeout_s=60,
 )
 HURRIED = PATIENT.model_copy(update={"connect_timeout_s": 2.0, "total_timeout_s": 2.5})
