@@ -34,7 +34,7 @@ _PARTS: Final = (*SCENARIOS, "shards", "dead")
 _SIZES: Final = {
     "rounds": (3, 1),
     "urls": (2_000, 200),
-    "dead_urls": (4_000, 200),
+    "dead_urls": (10_000, 200),
     "shards": (50, 5),
     "urls_per_shard": (100, 20),
     "small_pictures": (600, 120),

@@ -143,9 +143,9 @@ def download(
     """
     found = dict(_restore(entry) for entry in journal.entries)
     remaining = [(index, one) for index, one in enumerate(wanted) if index not in found]
-    progress = DownloadProgress(total=len(wanted), resumed=len(found))
+    progress = DownloadProgress(total=len(wanted))
     for done in found.values():
-        progress.add(done.outcome, done.body_bytes or 0)
+        progress.resume(done.outcome, done.body_bytes or 0)
     if follow is not None and found:
         follow(progress)
 

@@ -19,14 +19,14 @@ class DownloadProgress:
 
     Attributes:
         total: URLs of the download.
-        resumed: those of them that an earlier run had done.
-        outcomes: what became of those that are done, the resumed ones included.
+        resumed: what became of those that an earlier run had done.
+        outcomes: what became of all that are done, those included.
         body_bytes: bytes of their bodies.
         started_s: when this run began, on ``time.monotonic``'s clock.
     """
 
     total: int
-    resumed: int = 0
+    resumed: Counter[Outcome] = field(default_factory=Counter)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     body_bytes: int = 0
     started_s: float = field(default_factory=time.monotonic)
@@ -39,7 +39,12 @@ class DownloadProgress:
     @property
     def urls_per_s(self) -> float:
         """URLs done a second by this run so far."""
-        return (self.done - self.resumed) / max(time.monotonic() - self.started_s, 1e-3)
+        return (self.done - self.resumed.total()) / self._seconds
+
+    @property
+    def images_per_s(self) -> float:
+        """Pictures stored a second by this run so far."""
+        return (self.outcomes[Outcome.SUCCESS] - self.resumed[Outcome.SUCCESS]) / self._seconds
 
     @property
     def success_share(self) -> float:
@@ -52,17 +57,26 @@ class DownloadProgress:
         rate = self.urls_per_s
         return (self.total - self.done) / rate if rate else None
 
+    @property
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self.started_s, 1e-3)
+
+    def resume(self, outcome: Outcome, body_bytes: int) -> None:
+        """Count one URL that an earlier run had done."""
+        self.resumed[outcome] += 1
+        self.add(outcome, body_bytes)
+
     def add(self, outcome: Outcome, body_bytes: int) -> None:
         """Count one URL that is done."""
         self.outcomes[outcome] += 1
         self.body_bytes += body_bytes
 
     def describe(self) -> str:
-        """All of it in one line: ``3,120 of 10,000 URLs, 312 a second, 72.1% pictures, 168 MB, ...``."""
+        """All of it in one line: ``3,120 of 10,000 URLs, 312 and 225 pictures a second, 72.1% pictures, ...``."""
         left = self.left_s
         parts = [
             f"{self.done:,} of {self.total:,} URLs",
-            f"{self.urls_per_s:,.0f} a second",
+            f"{self.urls_per_s:,.0f} and {self.images_per_s:,.0f} pictures a second",
             f"{self.success_share:.1%} pictures",
             f"{self.body_bytes / 1e6:,.0f} MB",
         ]

@@ -15,7 +15,7 @@ def progress(total, **outcomes):
 def test_it_is_told_in_one_line():
     told = progress(1000, success=300, http_4xx=90, dns=8, timeout=1, tls=1).describe()
     assert told.startswith("400 of 1,000 URLs, ")
-    assert "75.0% pictures, 15 MB, about 0:1" in told
+    assert ", 40 and 30 pictures a second, 75.0% pictures, 15 MB, about 0:1" in told
     assert told.endswith("; http_4xx 90, dns 8, timeout 1, tls 1")
     assert "\n" not in told
 
@@ -32,16 +32,19 @@ def test_many_classes_of_failure_are_cut_to_the_most_frequent():
 
 
 def test_nothing_is_left_to_tell_of_at_the_beginning_and_at_the_end():
-    assert progress(0).describe().startswith("0 of 0 URLs, 0 a second, 0.0% pictures")
+    assert progress(0).describe().startswith("0 of 0 URLs, 0 and 0 pictures a second, 0.0% pictures")
     assert DownloadProgress(total=5).left_s is None
     assert "left" not in progress(2, success=2).describe()
 
 
 def test_what_an_earlier_run_had_done_is_no_speed_of_this_one():
-    resumed = DownloadProgress(total=1000, resumed=500, started_s=time.monotonic() - 10)
-    for _ in range(600):
+    resumed = DownloadProgress(total=1000, started_s=time.monotonic() - 10)
+    for _ in range(500):
+        resumed.resume(Outcome.SUCCESS, 1)
+    for _ in range(100):
         resumed.add(Outcome.SUCCESS, 1)
     assert 9 < resumed.urls_per_s <= 10
+    assert 9 < resumed.images_per_s <= 10
     assert resumed.done == 600
 
 
