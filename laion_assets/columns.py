@@ -13,12 +13,10 @@ from typing import Final, Self
 import pyarrow as pa
 from pydantic import model_validator
 
+from laion_assets.blur import MOST_BOXES, Box
 from laion_assets.policy import Policy
 from laion_assets.schema import DIGESTS, IMAGES, RAW, SAMPLES, Digest
 
-Box = tuple[float, float, float, float]
-
-_MOST_BOXES: Final = 1_000
 _FARTHEST: Final = 1e6
 # Columns that views and readers add to ours.
 _ADDED: Final = ("shard", "part", "stem", "filename", "row_index")
@@ -137,8 +135,8 @@ def read_boxes(value: object) -> Sequence[Box]:
             raise ValueError("not JSON") from None
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > _MOST_BOXES:
-        raise ValueError(f"not a list of at most {_MOST_BOXES} boxes")
+    if not isinstance(value, list) or len(value) > MOST_BOXES:
+        raise ValueError(f"not a list of at most {MOST_BOXES} boxes")
     return tuple(_read_box(box) for box in value)
 
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from laion_assets.columns import Box
+from laion_assets.blur import Box
 from laion_assets.decoding import Decoder
 from laion_assets.download_progress import DownloadProgress, Follow
 from laion_assets.errors import TooManyOpenFiles
@@ -258,9 +258,8 @@ class _Downloader:
             answer |= self._digests(fetched.body)
             if wanted.digest and wanted.digest.lower() != _digest(self._expected, fetched.body):
                 return _failed(Outcome.DIGEST_MISMATCH, _HASH_MISMATCH, answer), None
-            boxes = (wanted.boxes,) if wanted.boxes else ()
             async with self._flow.decoding():
-                decoded = await self._decoder.decode(fetched.body, *boxes)
+                decoded = await self._decoder.decode(fetched.body, wanted.boxes)
         if isinstance(decoded, Undecodable):
             status, outcome = Status.FAILED_TO_RESIZE, decoded.outcome
             return Download(status=status, outcome=outcome, message=decoded.message, **answer), None

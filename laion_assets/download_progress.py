@@ -72,7 +72,7 @@ class DownloadProgress:
         self.body_bytes += body_bytes
 
     def describe(self) -> str:
-        """All of it in one line: ``3,120 of 10,000 URLs, 312 and 225 pictures a second, 72.1% pictures, ...``."""
+        """All of it in one line, from URLs done and rates to the most frequent failures."""
         left = self.left_s
         parts = [
             f"{self.done:,} of {self.total:,} URLs",

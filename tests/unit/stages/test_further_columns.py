@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-import inspect
 import io
 import json
 import math
@@ -15,7 +14,6 @@ import pytest
 from PIL import Image
 
 from laion_assets.columns import ColumnPolicy
-from laion_assets.decoding import Decoder
 from laion_assets.errors import CorruptParquet, MissingInput, SettingsError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
@@ -266,9 +264,6 @@ def test_a_row_whose_boxes_cannot_be_read_is_not_stored_and_not_asked_for(tmp_pa
     assert manifest.counts["outcome:bad_boxes"] == 3
 
 
-@pytest.mark.skipif(
-    "boxes" not in inspect.signature(Decoder.decode).parameters, reason="this decoder blurs nothing"
-)
 @pytest.mark.parametrize("spell", [lambda boxes: boxes, json.dumps])
 def test_a_row_with_boxes_is_blurred_there(tmp_path, spell):
     boxes = [spell([[0.0, 0.0, 0.5, 1.0]]), *[None] * (ROWS - 1)]
