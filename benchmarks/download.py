@@ -49,7 +49,7 @@ REMARKS: Final = (
     "Each answer comes after latency_s; connecting and TLS take no round trips' time. HTTP/1.1, keep-alive.",
     "A list has more URLs than there are files: each file is served under many URLs.",
     "nginx runs on the same cores; its CPU time is in cores_busy and in no program's own.",
-    "cpu and rate ratios are net of start-up, which a list of one URL measures; whole_ ratios have it in.",
+    "net: without start-up, which a list of one URL measures; so is the CPU time per success.",
     "SSIM (11 x 11 Gaussian window, Wang et al. 2004) is of grey values, PSNR of all channels; both against",
     "the original, reduced from full size with Lanczos's filter and not encoded.",
     "bare is decoding, reducing and encoding in one thread; bare_twice is that with two threads at once.",
