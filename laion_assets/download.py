@@ -334,7 +334,7 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
         import uvloop
 
         # What is there already outlives the download, and need not be looked through for garbage again and
-        # again: Dagster alone makes that a tenth of a second each time.
+        # again, which takes 70 ms each time with Dagster loaded.
         gc.freeze()
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
