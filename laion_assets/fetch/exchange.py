@@ -122,6 +122,9 @@ class Exchange:
         family, kind, protocol, endpoint = address
         try:
             opened = make_socket(family, kind, protocol, endpoint, self._policy)
+            asyncio.get_running_loop().call_soon(opened.close)
+            # libcurl uses a duplicate of it. Where there can be none it would blame the server.
+            opened.dup().close()
         except RefusedAddress as refused:
             # Counts unless another address of the host is allowed.
             self._failure = ExchangeFailed(Outcome.REFUSED_ADDRESS, f"refused address: {refused.reason}")
@@ -130,7 +133,6 @@ class Exchange:
             self._failure = _system_failure(error.errno or 0)
             return int(pycurl.SOCKET_BAD)
         self._failure = None
-        asyncio.get_running_loop().call_soon(opened.close)  # libcurl uses a duplicate of it
         return opened
 
     def _take_header(self, line: bytes) -> int | None:

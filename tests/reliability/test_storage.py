@@ -403,7 +403,8 @@ def test_a_download_short_of_open_files_blames_no_url(tmp_path, limit, spares):
         asked = web.requests.total()
         missing = 0 if done(output) else 24 - len(entries(output.journal))
         assert asked == 0 or limit > 64
-        assert download(tmp_path).counts["outcome:success"] == 24
+        counts = download(tmp_path).counts
+        assert counts["outcome:success"] == 24, counts
         assert web.requests.total() - asked == missing
 
 
