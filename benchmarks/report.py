@@ -154,7 +154,7 @@ def describe_machine(bundle: Path, img2dataset: Path, nginx: str, programs: Sequ
         "authorities": len(context.get_ca_certs()),
         "tls_context_cpu_ms": context_ms,
         "nginx": nginx,
-        **{name: version(name) for name in ("laion_assets", "pillow", "pycurl", "uvloop")},
+        **{name: version(name) for name in ("laion_assets", "pillow", "pycurl")},
     }
     if THEIRS in programs:
         asked = "import sys, importlib.metadata as m; print(sys.version.split()[0], m.version('img2dataset'))"

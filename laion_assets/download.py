@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-import os
 import resource
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,8 +42,6 @@ _MOST_UNSYNCED: Final = 64
 _FILES_PER_CONNECTION: Final = 4
 _FILES_BESIDES: Final = 256
 _FEWEST_FILES_BESIDES: Final = 64
-# uvloop opens some eight.
-_FILES_OF_A_LOOP: Final = 16
 
 # img2dataset's words.
 _HASH_MISMATCH: Final = "hash mismatch"
@@ -334,15 +331,11 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
         return await work
 
     def run() -> _Result:
-        import uvloop
-
-        _check_files_are_left()
         # What is there already outlives the download, and need not be looked through for garbage again and
         # again, which takes 70 ms each time with Dagster loaded.
         gc.freeze()
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(track())
+            return asyncio.run(track())
         finally:
             gc.unfreeze()
 
@@ -357,25 +350,6 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
                 with suppress(RuntimeError):  # the loop ended in the meantime
                     loop.call_soon_threadsafe(task.cancel)
             raise
-
-
-def _check_files_are_left() -> None:
-    """Refuse to make an event loop with too few files: libuv would end the process.
-
-    Raises:
-        TooManyOpenFiles: if it is so.
-    """
-    held: list[int] = []
-    try:
-        for _ in range(_FILES_OF_A_LOOP):
-            held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401 (closed below)
-    except OSError as error:
-        raise TooManyOpenFiles(
-            "too many open files: raise the limit (ulimit -n) or lower fetch.concurrency, and run this again"
-        ) from error
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
 
 
 def _allow_open_files(connections: int) -> None:
