@@ -73,15 +73,19 @@ class DownloadProgress:
 
     def describe(self) -> str:
         """All of it in one line, from URLs done and rates to the most frequent failures."""
+        return f"{self.done:,} of {self.total:,} URLs, {self.describe_rates()}"
+
+    def describe_rates(self) -> str:
+        """What a bar does not show: rates, the time left, failures by class, the most frequent first."""
         left = self.left_s
         parts = [
-            f"{self.done:,} of {self.total:,} URLs",
-            f"{self.urls_per_s:,.0f} and {self.images_per_s:,.0f} pictures a second",
-            f"{self.success_share:.1%} pictures",
+            f"{self.urls_per_s:,.0f} URLs/s",
+            f"{self.images_per_s:,.0f} pictures/s",
+            f"{self.success_share:.1%}",
             f"{self.body_bytes / 1e6:,.0f} MB",
         ]
         if left is not None and self.done < self.total:
-            parts.append(f"about {left // 60:.0f}:{left % 60:02.0f} left")
+            parts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         failures = Counter(self.outcomes)
         del failures[Outcome.SUCCESS]
         told = failures.most_common(_MOST_FAILURES_TOLD)

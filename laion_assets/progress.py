@@ -9,6 +9,7 @@ from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from laion_assets.defs.recording import Refusal, Watcher
 from laion_assets.download_progress import DownloadProgress
@@ -41,9 +42,9 @@ class ProgressBar(Watcher):
         self._drawn_s = now
         if self._download is None:
             self._download = self._progress.add_task(f"{stage.name} {key}", told="")
-        counts, _, rest = progress.describe().partition(" URLs, ")
-        del counts  # the bar shows them
-        self._progress.update(self._download, completed=progress.done, total=progress.total, told=rest)
+        self._progress.update(
+            self._download, completed=progress.done, total=progress.total, told=progress.describe_rates()
+        )
 
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Move the bar and name the partition."""
@@ -64,10 +65,11 @@ def showing_progress(count: Callable[[], int], console: Console) -> Iterator[Pro
     """A watcher whose bar is drawn while the block runs; on no terminal, only its end is printed."""
     columns = (
         TextColumn("{task.description:<32}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}", markup=False),
+        # What room is left; the rest of it is cut.
+        TextColumn("{task.fields[told]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, expand=console.is_terminal) as progress:
         yield ProgressBar(progress, count)

@@ -15,7 +15,7 @@ def progress(total, **outcomes):
 def test_it_is_told_in_one_line():
     told = progress(1000, success=300, http_4xx=90, dns=8, timeout=1, tls=1).describe()
     assert told.startswith("400 of 1,000 URLs, ")
-    assert ", 40 and 30 pictures a second, 75.0% pictures, 15 MB, about 0:1" in told
+    assert ", 40 URLs/s, 30 pictures/s, 75.0%, 15 MB, 0:1" in told
     assert told.endswith("; http_4xx 90, dns 8, timeout 1, tls 1")
     assert "\n" not in told
 
@@ -32,7 +32,7 @@ def test_many_classes_of_failure_are_cut_to_the_most_frequent():
 
 
 def test_nothing_is_left_to_tell_of_at_the_beginning_and_at_the_end():
-    assert progress(0).describe().startswith("0 of 0 URLs, 0 and 0 pictures a second, 0.0% pictures")
+    assert progress(0).describe().startswith("0 of 0 URLs, 0 URLs/s, 0 pictures/s, 0.0%")
     assert DownloadProgress(total=5).left_s is None
     assert "left" not in progress(2, success=2).describe()
 
