@@ -63,6 +63,10 @@ class ColumnPolicy(Policy):
         return tuple(names.values())
 
 
+NO_COLUMNS: Final = ColumnPolicy()
+"""LAION's own columns alone."""
+
+
 def find_columns(wanted: Iterable[str], names: Iterable[str]) -> dict[str, str | None]:
     """Wanted name -> the one of ``names`` that is it, ignoring case; None where there is none."""
     found = {name.lower(): name for name in names}

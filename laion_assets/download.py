@@ -256,8 +256,14 @@ class _Downloader:
             answer: dict[str, Any] = {name: getattr(fetched, name) for name in _ANSWER_FIELDS}
             if isinstance(fetched, FetchFailed):
                 return _failed(fetched.outcome, fetched.message, answer), None
-            answer |= self._digests(fetched.body)
-            if wanted.digest and wanted.digest.lower() != _digest(self._expected, fetched.body):
+            expected = (self._expected,) if wanted.digest else ()
+            digests = {kind: _digest(kind, fetched.body) for kind in {"sha256", self._recorded, *expected}}
+            answer |= {
+                "body_bytes": len(fetched.body),
+                "sha256": digests["sha256"],
+                "digest": digests[self._recorded],
+            }
+            if wanted.digest and wanted.digest.lower() != digests[self._expected]:
                 return _failed(Outcome.DIGEST_MISMATCH, _HASH_MISMATCH, answer), None
             async with self._flow.decoding():
                 decoded = await self._decoder.decode(fetched.body, wanted.boxes)
@@ -265,12 +271,6 @@ class _Downloader:
             status, outcome = Status.FAILED_TO_RESIZE, decoded.outcome
             return Download(status=status, outcome=outcome, message=decoded.message, **answer), None
         return Download(status=Status.SUCCESS, outcome=Outcome.SUCCESS, **answer), decoded
-
-    def _digests(self, body: bytes) -> dict[str, Any]:
-        """What is recorded of a body."""
-        sha256 = _digest("sha256", body)
-        digest = sha256 if self._recorded == "sha256" else _digest(self._recorded, body)
-        return {"body_bytes": len(body), "sha256": sha256, "digest": digest}
 
 
 def _digest(kind: Digest, body: bytes) -> str:

@@ -28,20 +28,18 @@ class Flow:
     Args:
         most: URLs in flight at once at most.
         decoders: pictures that are decoded at once.
+
+    Attributes:
+        allowed: URLs that may be in flight now.
     """
 
     def __init__(self, most: int, decoders: int) -> None:
-        self._allowed = min(most, _AT_FIRST)
+        self.allowed = min(most, _AT_FIRST)
         self._most = most
-        self._turns = asyncio.Semaphore(self._allowed)
+        self._turns = asyncio.Semaphore(self.allowed)
         self._withheld = 0
         self._decoding = 0
         self._hungry = decoders * _HUNGRY
-
-    @property
-    def allowed(self) -> int:
-        """URLs that may be in flight now."""
-        return self._allowed
 
     @asynccontextmanager
     async def fetching(self) -> AsyncIterator[None]:
@@ -73,7 +71,7 @@ class Flow:
         while True:
             await asyncio.sleep(_SECONDS_PER_LOOK)
             if self._turns.locked() and self._decoding < self._hungry:
-                more = min(int(self._allowed * _GROWTH) + 1, self._most) - self._allowed
-                self._allowed += more
+                more = min(int(self.allowed * _GROWTH) + 1, self._most) - self.allowed
+                self.allowed += more
                 for _ in range(more):
                     self._turns.release()

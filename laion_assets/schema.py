@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ class NsfwTag(StrEnum):
 Digest = Literal["sha256", "md5", "sha512"]
 """Digests of bodies, as img2dataset and hashlib name them."""
 
-DIGESTS: Final[tuple[Digest, ...]] = ("sha256", "md5", "sha512")
+DIGESTS: Final[tuple[Digest, ...]] = get_args(Digest)
 
 
 class SetAside(StrEnum):

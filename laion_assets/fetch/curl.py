@@ -13,7 +13,7 @@ import socket
 import ssl
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import certifi
@@ -51,6 +51,7 @@ class HttpTransport:
     def __init__(self, policy: FetchPolicy, *, look_up: LookUp = look_up_host) -> None:
         self._policy = policy
         self._look_up = look_up
+        self._options = _options(policy)
         self._idle: list[pycurl.Curl] = []
 
     async def __aenter__(self) -> Self:
@@ -116,26 +117,7 @@ class HttpTransport:
 
     def _make_handle(self) -> pycurl.Curl:
         handle = pycurl.Curl()
-        policy = self._policy
-        for option, value in (
-            (pycurl.NOSIGNAL, 1),
-            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
-            (pycurl.PROXY, ""),  # none, whatever the environment says
-            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
-            (pycurl.PATH_AS_IS, 1),
-            (pycurl.SSL_EC_CURVES, _KEY_EXCHANGE),
-            (pycurl.HTTP_CONTENT_DECODING, 0),  # undone by us, with a bound
-            (pycurl.CONNECTTIMEOUT_MS, int(policy.connect_timeout_s * 1000)),
-            (pycurl.LOW_SPEED_LIMIT, policy.min_rate_bytes_s),
-            (pycurl.LOW_SPEED_TIME, policy.stall_timeout_s),
-            (pycurl.MAXAGE_CONN, _KEEPALIVE_S),
-            (pycurl.BUFFERSIZE, _BUFFER_BYTES),
-            (
-                pycurl.HTTPHEADER,
-                [f"User-Agent: {policy.user_agent}", f"Accept: {_ACCEPT}", "Accept-Encoding: identity"],
-            ),
-            *_trusted().items(),
-        ):
+        for option, value in self._options.items():
             handle.setopt(option, value)
         return handle
 
@@ -229,6 +211,30 @@ _SELECTED: Final = {
     selectors.EVENT_WRITE: pycurl.CSELECT_OUT,
     _READ_WRITE: pycurl.CSELECT_IN | pycurl.CSELECT_OUT,
 }
+
+
+def _options(policy: FetchPolicy) -> dict[int, Any]:
+    """What libcurl is told once for each handle."""
+    return {
+        pycurl.NOSIGNAL: 1,
+        pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+        pycurl.PROXY: "",  # none, whatever the environment says
+        pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
+        pycurl.PATH_AS_IS: 1,
+        pycurl.SSL_EC_CURVES: _KEY_EXCHANGE,
+        pycurl.HTTP_CONTENT_DECODING: 0,  # undone by us, with a bound
+        pycurl.CONNECTTIMEOUT_MS: int(policy.connect_timeout_s * 1000),
+        pycurl.LOW_SPEED_LIMIT: policy.min_rate_bytes_s,
+        pycurl.LOW_SPEED_TIME: policy.stall_timeout_s,
+        pycurl.MAXAGE_CONN: _KEEPALIVE_S,
+        pycurl.BUFFERSIZE: _BUFFER_BYTES,
+        pycurl.HTTPHEADER: [
+            f"User-Agent: {policy.user_agent}",
+            f"Accept: {_ACCEPT}",
+            "Accept-Encoding: identity",
+        ],
+        **_trusted(),
+    }
 
 
 def _trusted() -> dict[int, str]:

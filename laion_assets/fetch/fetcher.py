@@ -173,13 +173,13 @@ class Fetcher:
                     raise _Passing(failure, self._policy) from error
                 return failure
             answer = _describe(target, response.head)
-            location = response.head.value("location")
-            if response.head.status not in _REDIRECTS or location is None:
-                return self._judge(response, answer)
             try:
-                target = parse_redirect(target, location)
+                following = _redirect(target, response.head)
             except BadUrl as error:
                 return FetchFailed(outcome=Outcome.BAD_URL, message=f"redirect: {error}", **answer)
+            if following is None:
+                return self._judge(response, answer)
+            target = following
         return FetchFailed(
             outcome=Outcome.TOO_MANY_REDIRECTS,
             message=f"more than {self._policy.max_redirects} redirects",
@@ -192,12 +192,12 @@ class Fetcher:
         for _ in range(self._policy.max_redirects + 1):
             try:
                 response, seconds = await self._ask(target, seconds, admission, _has_body)
-                location = response.head.value("location")
-                if response.head.status not in _REDIRECTS or location is None:
-                    return response
-                target = parse_redirect(target, location)
+                following = _redirect(target, response.head)
             except (ExchangeFailed, BadUrl):
                 return None
+            if following is None:
+                return response
+            target = following
         return None
 
     async def _ask(
@@ -245,6 +245,18 @@ class Fetcher:
         if status in _PASSING_STATUSES:
             raise _Passing(failure, self._policy, retry_after=response.head.value("retry-after"))
         return failure
+
+
+def _redirect(target: Target, head: Head) -> Target | None:
+    """Where an answer leads; None where it is the last one.
+
+    Raises:
+        BadUrl: if it leads to what may not be asked for.
+    """
+    location = head.value("location")
+    if head.status not in _REDIRECTS or location is None:
+        return None
+    return parse_redirect(target, location)
 
 
 def _describe(target: Target, head: Head) -> dict[str, Any]:

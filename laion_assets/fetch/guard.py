@@ -6,7 +6,6 @@ change between two lookups, and every redirect pass the same gate.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -45,11 +44,11 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 
 
-class RefusedAddress(OSError):
+class RefusedAddress(Exception):
     """A connection that the policy does not allow."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(errno.EACCES, reason)
+        super().__init__(reason)
         self.reason = reason
 
 

@@ -21,7 +21,6 @@ from laion_assets.outcomes import Outcome
 # The other end gave no sign of life, unless an answer had begun.
 _SILENCES: Final = (Outcome.CONNECT, Outcome.TIMEOUT)
 
-
 # Asked at once of a host that has never answered; if none of them is answered in time, it is down.
 _AT_FIRST_CONTACT: Final = 2
 

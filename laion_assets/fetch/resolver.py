@@ -44,7 +44,7 @@ class Resolver:
         at_once: lookups at once; a name server answers in a round trip, so more than cores is what counts.
     """
 
-    def __init__(self, look_up: LookUp = look_up_host, *, at_once: int = 32) -> None:
+    def __init__(self, look_up: LookUp, *, at_once: int) -> None:
         self._look_up = look_up
         # Not the loop's executor: closing that one waits for a name server that does not answer.
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="resolver")

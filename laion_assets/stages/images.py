@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from laion_assets import schema
 from laion_assets.columns import (
+    NO_COLUMNS,
     ColumnPolicy,
     find_columns,
     json_column,
@@ -76,8 +77,6 @@ _encode: Final = json.JSONEncoder(allow_nan=False, separators=(",\n    ", ": "))
 _BATCH_ROWS: Final = 1_000
 _MOST_MILLISECONDS: Final = 2**31 - 1
 
-_NO_COLUMNS: Final = ColumnPolicy()
-
 
 def images(
     shard: ShardId,
@@ -85,7 +84,7 @@ def images(
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
-    columns: ColumnPolicy = _NO_COLUMNS,
+    columns: ColumnPolicy = NO_COLUMNS,
     transport: Transport | None = None,
     follow: Follow | None = None,
 ) -> Manifest:
@@ -120,7 +119,7 @@ def download_images(
     fetch_policy: FetchPolicy,
     image_policy: ImagePolicy,
     *,
-    columns: ColumnPolicy = _NO_COLUMNS,
+    columns: ColumnPolicy = NO_COLUMNS,
     transport: Transport | None = None,
     follow: Follow | None = None,
 ) -> Manifest:

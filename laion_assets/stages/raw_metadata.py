@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from laion_assets.columns import ColumnPolicy, extra_field, find_columns, is_text, valid_text
+from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, is_text, valid_text
 from laion_assets.errors import CorruptInput, CorruptParquet, SettingsError, SourceUnavailable
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
@@ -28,8 +28,6 @@ from laion_assets.raw_source import RawSource, without_secrets
 from laion_assets.schema import RAW, SOURCE_SCHEMAS, SourceSchema
 
 CODE_VERSION: Final = "2"
-
-_NO_COLUMNS: Final = ColumnPolicy()
 _REQUIRED: Final = ("URL", "TEXT")
 _BATCH_ROWS: Final = 65_536
 _CSV_BLOCK_BYTES: Final = 16 << 20
@@ -47,7 +45,7 @@ def check_part(
     location: str,
     source_schema: str,
     rows_per_shard: int,
-    columns: ColumnPolicy = _NO_COLUMNS,
+    columns: ColumnPolicy = NO_COLUMNS,
 ) -> Manifest:
     """Publish one part from its raw file.
 

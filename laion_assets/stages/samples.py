@@ -8,18 +8,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.columns import ColumnPolicy, extra_field, find_columns, valid_text
+from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, valid_text
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import (
-    Draft,
-    Manifest,
-    Recipe,
-    Tally,
-    publish,
-    require,
-    sha256_of,
-)
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
@@ -29,8 +21,6 @@ from laion_assets.plan import RowRange, ShardPlan
 from laion_assets.schema import RAW, SAMPLES
 
 CODE_VERSION: Final = "1"
-
-_NO_COLUMNS: Final = ColumnPolicy()
 
 # Column of SAMPLES -> column of RAW it is taken from.
 _FROM_RAW: Final = {
@@ -45,7 +35,7 @@ _FROM_RAW: Final = {
 }
 
 
-def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = _NO_COLUMNS) -> Manifest:
+def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_COLUMNS) -> Manifest:
     """Publish the samples of one shard, from its part or from the table that img2dataset laid down.
 
     Memory is that of one row group, since a part holds a row group for each shard; shards taken in

@@ -6,6 +6,7 @@ import sys
 import time
 
 import dagster as dg
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,10 +38,7 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-"""
+{one_host.SETTINGS}"""
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import io
 import threading
 
 import numpy as np
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import ShardId
 from laion_assets.schema import RAW
 
-SETTINGS = """\
+SETTINGS = f"""\
 data_root = "data"
 dagster_home = "dagster_home"
 rows_per_shard = 20
@@ -25,10 +26,7 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-"""
+{one_host.SETTINGS}"""
 
 
 @pytest.fixture

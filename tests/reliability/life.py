@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 from embedding_inputs import cosines_of, metadata, pairs, place
@@ -55,9 +56,7 @@ FETCH: Final = FetchPolicy(
     backoff_s=0,
     concurrency=8,
     per_domain_concurrency=8,
-    per_domain_interval_s=0,
-    host_failures=1000,
-    retry_silent_hosts=True,
+    **one_host.MANNERS,
 )
 IMAGE: Final = ImagePolicy(size=48, workers=1)
 

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
+import one_host
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
@@ -71,10 +72,7 @@ source = "embeddings"
 allow_loopback = true
 concurrency = {{connections}}
 per_domain_concurrency = {{connections}}
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-total_timeout_s = {{timeout_s}}
+{one_host.SETTINGS}total_timeout_s = {{timeout_s}}
 backoff_s = 0.05
 [image]
 workers = 1

@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,10 +44,7 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 1
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-"""
+{one_host.SETTINGS}"""
 # Long enough for a machine that does other things too; what it took is printed.
 PATIENCE_S = 240
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -44,10 +45,7 @@ width = {WIDTH}
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-[image]
+{one_host.SETTINGS}[image]
 workers = 1
 """
 

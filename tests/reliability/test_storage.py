@@ -21,6 +21,7 @@ from typing import Any
 
 import duckdb
 import life
+import one_host
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -291,9 +292,9 @@ def test_no_stage_breaks_on_any_limit_of_file_size(tmp_path):
 
 # -- a limit on open files --------------------------------------------------------------------------------
 
-SETTINGS = """\
-data_root = "{data}"
-dagster_home = "{home}"
+SETTINGS = f"""\
+data_root = "{{data}}"
+dagster_home = "{{home}}"
 rows_per_shard = 5
 check_space = false
 [raw]
@@ -301,10 +302,7 @@ source = "raw"
 [fetch]
 allow_loopback = true
 per_domain_concurrency = 16
-per_domain_interval_s = 0
-host_failures = 1000
-retry_silent_hosts = true
-[embeddings]
+{one_host.SETTINGS}[embeddings]
 source = "vectors"
 width = 16
 [quality]

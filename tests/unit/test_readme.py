@@ -1,6 +1,8 @@
 import importlib.util
 from pathlib import Path
 
+from laion_assets.outcomes import Outcome
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -18,3 +20,10 @@ def test_no_picture_or_file_that_is_linked_is_missing():
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
             if "://" not in target:
                 assert (ROOT / target).exists(), (name, target)
+
+
+def test_every_outcome_is_explained():
+    text = (ROOT / "docs" / "downloading.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| ")]
+    explained = {name.strip() for row in rows for name in row.split(",")}
+    assert {str(outcome) for outcome in Outcome} <= explained

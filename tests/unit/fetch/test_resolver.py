@@ -12,7 +12,7 @@ from laion_assets.fetch.resolver import Resolver, look_up_host
 
 def using(look_up, use):
     async def run():
-        resolver = Resolver(look_up)
+        resolver = Resolver(look_up, at_once=4)
         try:
             return await use(resolver)
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import hypothesis
+import one_host
 import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
@@ -53,9 +54,7 @@ FETCH = FetchPolicy(
     attempts=2,
     total_timeout_s=5,
     concurrency=8,
-    per_domain_interval_s=0,
-    host_failures=1000,
-    retry_silent_hosts=True,
+    **one_host.MANNERS,
 )
 IMAGE = ImagePolicy(size=32, workers=1)
 
