@@ -5,6 +5,7 @@ Equal settings give the same files, with the same version of Pillow.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -16,9 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 from PIL import Image
-
-VERSION: Final = 1
-"""Of what this module makes; another version is made anew, not read from the cache."""
 
 PHOTOGRAPHS: Final = Path(__file__).resolve().parents[2] / "shared" / "data" / "photos"
 
@@ -72,7 +70,9 @@ def make_corpus(cache: Path, kind: str, *, count: int, seed: int, photographs: P
     """
     found = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))
     origin = "photographs" if found else "generated"
-    folder = cache / f"{kind}-{origin}-{count}-{seed}-v{VERSION}"
+    # What another version of this module made is not taken for what this one makes.
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    folder = cache / f"{kind}-{origin}-{count}-{seed}-{version}"
     index = folder / "index.json"
     if not index.exists():
         shutil.rmtree(folder, ignore_errors=True)
