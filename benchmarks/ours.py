@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_assets.fetch.policy import FetchPolicy
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.stages.images import download_images
 

@@ -6,18 +6,23 @@ Each download starts one for each core, so it imports no more than it needs; the
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from PIL import Image
 
 from laion_assets.blur import Box
-from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
+from laion_assets.image import Stored, Undecodable, check_and_resize
+
+if TYPE_CHECKING:
+    from laion_assets.image_policy import ImagePolicy
 
 REQUEST: Final = struct.Struct("<II")
 """Length of the body, boxes to blur; then the boxes, and the body."""
@@ -30,7 +35,8 @@ READY: Final = b"READY"
 
 def main() -> None:
     """Answer requests until the pipe is closed."""
-    policy = ImagePolicy.model_validate_json(sys.argv[1])
+    # Checked by the parent; pydantic takes longer to load than all else here.
+    policy = cast("ImagePolicy", SimpleNamespace(**json.loads(sys.argv[1])))
     # Ctrl-C is for the parent, which then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever a library prints must not land among the answers.

@@ -1,7 +1,7 @@
 """Processes in which hostile pictures are decoded, so that one that kills its decoder takes no other along.
 
-Each process decodes one picture at a time and speaks over its own pipe, in which the next one waits, so
-that it need not idle. Its death concerns the picture it had begun; the one that waited goes to another.
+Each process decodes one picture at a time and speaks over its own pipes, in which the next ones wait, so
+that it need not idle. Its death concerns the picture it had begun; those that waited go to another.
 There is nothing to pickle: an answer is numbers and bytes. Processes are fresh interpreters, not forks, and
 end with their parent, whose death closes their pipe.
 """
@@ -9,6 +9,7 @@ end with their parent, whose death closes their pipe.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -17,12 +18,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from laion_assets.blur import Box, bound_boxes
 from laion_assets.decoder_process import ANSWER, BOX, READY, REQUEST
 from laion_assets.errors import LaionAssetsError
-from laion_assets.image import ImagePolicy, Stored, Undecodable
+from laion_assets.image import Stored, Undecodable
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome
 
 _MAX_TEXT_BYTES: Final = 1 << 20
@@ -31,9 +33,12 @@ _MAX_SIDE: Final = 2**31 - 1
 # A process that neither answers nor uses up its CPU time (it was stopped, the machine is swamped).
 _WALL_S_PER_CPU_S: Final = 20
 _START_S: Final = 120
-_PIPE_BYTES: Final = 1 << 20
-# One that is decoded, and one that waits in the pipe.
-_ASKED_AT_ONCE: Final = 2
+_ANSWER_BYTES: Final = 1 << 20
+# One that is decoded, and those that wait: this process is busy for tens of milliseconds at a time while
+# answers come in, in which a decoder is done with ten small pictures.
+_ASKED_AT_ONCE: Final = 16
+# Ten pictures of the usual size. A user's pipes may have 64 MB together (pipe(7), pipe-user-pages-soft).
+_PIPE_BYTES: Final = 1 << 19
 
 
 class Decoder:
@@ -65,13 +70,13 @@ class Decoder:
         """Ids of the processes that have started and run now."""
         return [seat.worker.process.pid for seat in self._seats if seat.worker is not None]
 
-    async def start_one(self) -> None:
-        """Have a process ready before there is anything to decode.
+    async def start(self, most: int) -> None:
+        """Have all processes ready before there is anything to decode, or as many as there is work for.
 
         Raises:
-            LaionAssetsError: if it cannot be started.
+            LaionAssetsError: if one cannot be started.
         """
-        await self._seats[0].filled()
+        await asyncio.gather(*(seat.filled() for seat in self._seats[:most]))
 
     async def decode(self, body: bytes, boxes: Sequence[Sequence[float]] = ()) -> Stored | Undecodable:
         """Run :func:`laion_assets.image.check_and_resize` in one of the processes.
@@ -157,19 +162,26 @@ class _Seat:
         await asyncio.gather(*(worker.end() for worker in self._all))
 
     async def _start(self) -> _Worker:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # nothing from the working folder, unless this process has it in its path too
-            "-m",
-            "laion_assets.decoder_process",
-            self._policy.model_dump_json(),
-            stdin=PIPE,
-            stdout=PIPE,
-            limit=_PIPE_BYTES,
-            # The child finds what this process finds, however its path came about.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
-        )
-        worker = _Worker(process)
+        reading, writing = _open_pipe()
+        requests, _ = await asyncio.get_running_loop().connect_write_pipe(asyncio.BaseProtocol, writing)
+        try:
+            with reading:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",  # nothing from the working folder, unless this process has it in its path too
+                    "-m",
+                    "laion_assets.decoder_process",
+                    self._policy.model_dump_json(),
+                    stdin=reading,
+                    stdout=PIPE,
+                    limit=_ANSWER_BYTES,
+                    # The child finds what this process finds, however its path came about.
+                    env={**os.environ, "PYTHONPATH": _python_path()},
+                )
+        except BaseException:
+            requests.abort()
+            raise
+        worker = _Worker(process, requests)
         self._all.add(worker)
         try:
             async with asyncio.timeout(_START_S):
@@ -192,8 +204,9 @@ class _Seat:
 class _Worker:
     """The parent's side of one process."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, requests: asyncio.WriteTransport) -> None:
         self.process = process
+        self._requests = requests
         self._turn = asyncio.Lock()
         self._is_over = False
 
@@ -209,11 +222,10 @@ class _Worker:
             TimeoutError: if it began this one and does not answer for so long.
             EOFError, ConnectionError, ValueError: if it died of this one, or its answer makes no sense.
         """
-        assert self.process.stdin is not None
         if not self._is_over:
-            # At most one picture more than the process holds is in the pipe: nothing need wait for it.
+            # So few are asked at once that what the pipe does not take need not be waited for.
             request = REQUEST.pack(len(body), len(boxes))
-            self.process.stdin.writelines([request, *(BOX.pack(*box) for box in boxes), body])
+            self._requests.writelines([request, *(BOX.pack(*box) for box in boxes), body])
         # The lock is taken in the order of asking: nothing is awaited between writing and waiting for it.
         async with self._turn:
             if self._is_over:
@@ -255,6 +267,8 @@ class _Worker:
             await asyncio.wait([exited], timeout=0.5)
         with suppress(ProcessLookupError):
             self.process.kill()
+        if not self._requests.is_closing():  # Python 3.11 cannot abort twice
+            self._requests.abort()
         return await exited
 
     def _reached_end(self) -> bool:
@@ -263,6 +277,18 @@ class _Worker:
     async def _read(self, length: int) -> bytes:
         assert self.process.stdout is not None
         return await self.process.stdout.readexactly(length)
+
+
+def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Both ends of a pipe that holds more than most do, where it may."""
+    reading, writing = os.pipe()
+    with suppress(AttributeError, OSError):  # not Linux, or too much in this user's pipes
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)
+
+
+def _python_path() -> str:
+    return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
 def _cores() -> int:

@@ -23,7 +23,8 @@ from laion_assets.errors import TooManyOpenFiles
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.flow import Flow
 from laion_assets.formats.journal import Entry, Journal
-from laion_assets.image import ImagePolicy, Stored, Undecodable
+from laion_assets.image import Stored, Undecodable
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome, Status
 from laion_assets.schema import Digest
 
@@ -175,15 +176,19 @@ async def _download_all(
     note: Callable[[Download], None],
 ) -> None:
     """Add what becomes of the remaining URLs to what is found."""
-    # libcurl is for those who download, and not for whoever imports the stages.
-    from laion_assets.fetch.curl import HttpTransport
-    from laion_assets.fetch.fetcher import Fetcher
-    from laion_assets.fetch.manners import spread
-
     async with AsyncExitStack() as stack:
         decoder = await stack.enter_async_context(Decoder(image_policy))
-        # Before anything is asked for: a kill would cost all that waits for a first process to start.
-        await decoder.start_one()
+        starting = asyncio.create_task(decoder.start(len(remaining)))
+        stack.callback(starting.cancel)
+        await asyncio.sleep(0)  # they start while more is loaded here
+        # libcurl is for those who download, and not for whoever imports the stages.
+        from laion_assets.fetch.curl import HttpTransport
+        from laion_assets.fetch.fetcher import Fetcher
+        from laion_assets.fetch.manners import spread
+
+        order = spread([_domain(one.url) for _, one in remaining])
+        # Before anything is asked for: a kill would cost all that waits for the processes to start.
+        await starting
         if transport is None:
             transport = await stack.enter_async_context(HttpTransport(fetch_policy))
         flow = Flow(fetch_policy.concurrency, decoder.processes)
@@ -204,7 +209,7 @@ async def _download_all(
                 found[index] = await keeper.keep(index, *await downloader.download(one))
                 note(found[index])
 
-        turns = iter([remaining[place] for place in spread([_domain(one.url) for _, one in remaining])])
+        turns = iter([remaining[place] for place in order])
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(fetch_policy.concurrency, len(remaining))):

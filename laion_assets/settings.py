@@ -24,7 +24,7 @@ from pydantic_settings import SettingsError as UnparsableSettings
 from laion_assets.columns import ColumnPolicy
 from laion_assets.errors import SettingsError
 from laion_assets.fetch.policy import FetchPolicy
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, part_id
 from laion_assets.policy import Policy
 from laion_assets.quality.thresholds import Thresholds

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
-from laion_assets.image import MAX_PIXELS
+from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Status, count_failures
 from laion_assets.quality.plots import font_path

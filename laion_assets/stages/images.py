@@ -29,12 +29,12 @@ from laion_assets.download import Download, Wanted, download
 from laion_assets.download_progress import Follow
 from laion_assets.errors import MissingInput, PlanError
 from laion_assets.fetch.policy import FetchPolicy
-from laion_assets.formats import parquet
+from laion_assets.formats import arrow, parquet
 from laion_assets.formats.journal import open_journal
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, vouch
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.formats.webdataset import open_tar
-from laion_assets.image import ImagePolicy, StoredFormat
+from laion_assets.image_policy import ImagePolicy, StoredFormat
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
 from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
@@ -246,19 +246,22 @@ def _table(
     rows: pa.Table, outcomes: Sequence[Download], digest: Digest, extra_columns: Sequence[str]
 ) -> pa.Table:
     pictures = [outcome.picture for outcome in outcomes]
-    columns = {name: rows[name] for name in (*_TEXTS, "similarity", "key", *extra_columns)}
-    columns |= {} if digest == "sha256" else {digest: [outcome.digest for outcome in outcomes]}
-    columns |= {
+    values: dict[str, list[Any]] = {
         "status": [str(outcome.status) for outcome in outcomes],
         "error_message": [outcome.message for outcome in outcomes],
         "sha256": [outcome.sha256 for outcome in outcomes],
         "outcome": [str(outcome.outcome) for outcome in outcomes],
     }
+    if digest != "sha256":
+        values[digest] = [outcome.digest for outcome in outcomes]
     for name in ("http_status", "final_url", "content_type", "body_bytes"):
-        columns[name] = [getattr(outcome, name) for outcome in outcomes]
+        values[name] = [getattr(outcome, name) for outcome in outcomes]
     for name in ("width", "height", "original_width", "original_height", "exif"):
-        columns[name] = [getattr(picture, name) if picture else None for picture in pictures]
-    return pa.table(columns, schema=schema.images(digest, map(rows.schema.field, extra_columns)))
+        values[name] = [getattr(picture, name) if picture else None for picture in pictures]
+    made = schema.images(digest, map(rows.schema.field, extra_columns))
+    columns = {name: rows[name] for name in (*_TEXTS, "similarity", "key", *extra_columns)}
+    columns |= {name: arrow.column(found, made.field(name).type) for name, found in values.items()}
+    return pa.table(columns, schema=made)
 
 
 def _write_tar(
@@ -297,11 +300,13 @@ def _tally(outcomes: Sequence[Download]) -> Tally:
 
 def _write_requests(path: Path, keys: pa.ChunkedArray, outcomes: Sequence[Download]) -> None:
     """What differs from run to run of a row, which is why it is not in its table."""
-    columns = {
-        "key": keys,
-        "attempts": [outcome.attempts for outcome in outcomes],
-        "milliseconds": [min(outcome.milliseconds, _MOST_MILLISECONDS) for outcome in outcomes],
-    }
+    attempts = [outcome.attempts for outcome in outcomes]
+    milliseconds = [min(outcome.milliseconds, _MOST_MILLISECONDS) for outcome in outcomes]
+    columns = [
+        keys,
+        arrow.column(attempts, REQUESTS.field("attempts").type),
+        arrow.column(milliseconds, REQUESTS.field("milliseconds").type),
+    ]
     parquet.write_table(path, pa.table(columns, schema=REQUESTS), REQUESTS)
 
 

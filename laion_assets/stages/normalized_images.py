@@ -22,7 +22,8 @@ from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, TFDS_EXTENSIONS, THREE_CHANNEL_MODES
+from laion_assets.image import STORED_EXTENSIONS, TFDS_EXTENSIONS, THREE_CHANNEL_MODES
+from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId

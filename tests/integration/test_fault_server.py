@@ -21,7 +21,7 @@ from laion_assets.download import Wanted, download
 from laion_assets.fetch.curl import HttpTransport
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats.journal import open_journal
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome, Status
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,7 @@ from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
 from laion_assets.errors import SettingsError
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGES

@@ -21,7 +21,7 @@ from laion_assets.columns import ColumnPolicy
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
 from laion_assets.formats.publish import verify
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.placed_images import PLACED
 from laion_assets.stages.images import images

@@ -23,7 +23,7 @@ from PIL import Image
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, Response, respond
 from laion_assets.formats.publish import FileRecord, Manifest
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.published import output_of
 from laion_assets.quality.thresholds import Thresholds

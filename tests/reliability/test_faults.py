@@ -16,7 +16,7 @@ from laion_assets.fetch.transport import FakeTransport
 from laion_assets.formats.durable import naming_storage_errors, sync_file
 from laion_assets.formats.publish import FileRecord, Manifest, Recipe, Tally, done, publish
 from laion_assets.formats.sealed import seal
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Output
 from laion_assets.stages.images import download_images
 from laion_assets.stages.laion400m import publish_dataset

@@ -23,7 +23,8 @@ from mutating import mutate
 from PIL import Image
 
 from laion_assets.decoding import Decoder
-from laion_assets.image import ImagePolicy, Stored, Undecodable
+from laion_assets.image import Stored, Undecodable
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from laion_assets.decoding import Decoder
 from laion_assets.errors import LaionAssetsError
-from laion_assets.image import ImagePolicy, Stored, Undecodable, check_and_resize
+from laion_assets.image import Stored, Undecodable, check_and_resize
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome
 
 QUICK = ImagePolicy(size=32, workers=2)
@@ -203,7 +204,7 @@ def test_processes_do_not_outlive_a_parent_that_is_killed():
     code = """
 import asyncio, sys
 from laion_assets.decoding import Decoder
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 async def run():
     async with Decoder(ImagePolicy(workers=2)) as decoder:
         await asyncio.gather(*(decoder.decode(b"") for _ in range(8)))
@@ -219,6 +220,48 @@ asyncio.run(run())
     wait_until_gone(pids)
 
 
+@pytest.mark.parametrize(("work", "processes"), [(0, 0), (1, 1), (2, 2), (50, 2)])
+def test_no_more_processes_are_started_than_there_is_work_for(work, processes):
+    async def run():
+        async with Decoder(QUICK) as decoder:
+            await decoder.start(work)
+            started = decoder.process_ids
+            await asyncio.gather(*(decoder.decode(body) for body in GOOD[:work]))
+            return started, decoder.process_ids
+
+    started, used = asyncio.run(run())
+    assert len(started) == processes
+    assert used == started
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("after_s", [0, 0.01, 0.05, 0.2])
+def test_a_start_that_is_cancelled_leaves_no_process(after_s):
+    def children():
+        return {pid for task in Path("/proc/self/task").iterdir() for pid in read_children(task)}
+
+    def read_children(task):
+        return (task / "children").read_text().split()
+
+    async def run():
+        async with Decoder(QUICK) as decoder:
+            starting = asyncio.create_task(decoder.start(2))
+            await asyncio.sleep(after_s)
+            starting.cancel()
+
+    before = children()
+    asyncio.run(run())
+    wait_until_gone(children() - before)
+
+
+def test_its_processes_load_no_more_than_they_need():
+    code = (
+        "import sys, laion_assets.decoder_process;"
+        "sys.exit(', '.join({'pydantic', 'numpy', 'pyarrow', 'asyncio'} & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_it_works_in_a_thread_that_is_not_the_main_one():
     found = []
     thread = threading.Thread(target=lambda: found.extend(decode(GOOD[:4])))
@@ -231,7 +274,7 @@ def test_it_works_in_a_thread_that_is_not_the_main_one():
 SCRIPT = """
 import asyncio
 from laion_assets.decoding import Decoder
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 
 print("ran")
 

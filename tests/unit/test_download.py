@@ -11,7 +11,8 @@ from laion_assets.download import Wanted, download
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
 from laion_assets.formats.journal import open_journal
-from laion_assets.image import ImagePolicy, check_and_resize
+from laion_assets.image import check_and_resize
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome, Status
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"

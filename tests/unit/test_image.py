@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 from pydantic import ValidationError
 
-from laion_assets.image import FORMATS, ImagePolicy, Stored, Undecodable, check_and_resize
+from laion_assets.image import FORMATS, Stored, Undecodable, check_and_resize
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.outcomes import Outcome
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"

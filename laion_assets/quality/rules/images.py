@@ -17,7 +17,8 @@ from PIL import Image
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
 from laion_assets.formats.webdataset import Member, index_tar
-from laion_assets.image import MAX_PIXELS, STORED_EXTENSIONS, THREE_CHANNEL_MODES
+from laion_assets.image import STORED_EXTENSIONS, THREE_CHANNEL_MODES
+from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.outcomes import Outcome, Status

@@ -17,7 +17,7 @@ from laion_assets.columns import ColumnPolicy
 from laion_assets.errors import CorruptParquet, MissingInput, SettingsError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
-from laion_assets.image import ImagePolicy
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.quality.thresholds import Thresholds

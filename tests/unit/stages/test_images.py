@@ -5,6 +5,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -35,7 +37,8 @@ from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.publish import Recipe, Tally, read_manifest, verify, vouch
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.formats.webdataset import index_tar
-from laion_assets.image import ImagePolicy, check_and_resize
+from laion_assets.image import check_and_resize
+from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Outcome, Status
 from laion_assets.published import partitions_of, some_partitions, whole_partitions
@@ -198,6 +201,32 @@ def test_every_row_gets_an_outcome_and_every_success_a_picture(tmp_path):
     assert (stats["count"], stats["successes"], stats["failed_to_resize"]) == (40, 33, 2)
     assert stats["status_dict"]["HTTP Error 404: Not Found"] == 1
     assert verify(layout.images(SHARD)) == manifest
+
+
+DOWNLOAD = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.fetch.transport import FakeTransport, respond
+from laion_assets.image_policy import ImagePolicy
+from laion_assets.layout import Layout, ShardId
+from laion_assets.stages.images import images
+
+stream = io.BytesIO()
+Image.new("RGB", (60, 48)).save(stream, "JPEG")
+policy = FetchPolicy(per_domain_interval_s=0)
+web = FakeTransport(lambda url: respond(200, stream.getvalue()), policy)
+manifest = images(ShardId(12), Layout(Path(sys.argv[1])), policy, ImagePolicy(workers=1), transport=web)
+print(manifest.counts["success"], *sorted({"pandas", "matplotlib", "dagster"} & set(sys.modules)))
+"""
+
+
+def test_a_process_that_only_downloads_loads_nothing_heavy(tmp_path):
+    lay_samples(tmp_path, [sample(number) for number in range(3)])
+    command = [sys.executable, "-c", DOWNLOAD, tmp_path]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["3"]
 
 
 def test_the_same_answers_give_the_same_bytes_in_whatever_order_they_come(tmp_path):
