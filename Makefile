@@ -3,6 +3,7 @@
 # make check   format, lint, types, tests
 # make ui      Dagster's UI on 127.0.0.1
 # make bench-download   measure downloading, ours and img2dataset's (bench-download-quick: does it work?)
+# make bench-tfds       measure making TFDS shards, ours and the official builder's (bench-tfds-quick: as above)
 # make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
 # The first of these that is a Python this project runs on.
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick lock clean
+.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -49,6 +50,19 @@ bench-download-quick: $(VENV)/runtime .venv-img2dataset/done
 	@.venv-img2dataset/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
+# Some minutes, on Linux.
+bench-tfds: $(VENV)/runtime .venv-tfds-official/done
+	$(BIN)/python -m benchmarks.tfds --output benchmarks/results/tfds.json
+
+bench-tfds-quick: $(VENV)/runtime .venv-tfds-official/done
+	$(BIN)/python -m benchmarks.tfds --quick
+
+# TensorFlow and Apache Beam, whose versions are their own, too.
+.venv-tfds-official/done: requirements/tfds-official.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv .venv-tfds-official
+	@.venv-tfds-official/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -82,7 +96,9 @@ lock:
 		$(RESOLVE) pyproject.toml requirements/build.in -o requirements/$$extra.txt \
 			$$(test $$extra = dev && echo "--all-extras -c requirements/runtime.txt"); \
 	done
-	$(RESOLVE) requirements/img2dataset.in -o requirements/img2dataset.txt
+	for peer in img2dataset tfds-official; do \
+		$(RESOLVE) requirements/$$peer.in -o requirements/$$peer.txt; \
+	done
 
 clean:
-	rm -rf $(VENV) .venv-img2dataset .bench .demo
+	rm -rf $(VENV) .venv-img2dataset .venv-tfds-official .bench .demo

@@ -143,13 +143,7 @@ def describe_machine(bundle: Path, img2dataset: Path, nginx: str, programs: Sequ
         context = ssl.create_default_context(cafile=str(bundle))
     context_ms = (time.thread_time() - start) / 5 * 1e3
     described = {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
-        "system": f"{platform.system()} {platform.release()}",
-        "load_before": os.getloadavg(),
-        "python": platform.python_version(),
+        **describe_hardware(),
         "openssl": ssl.OPENSSL_VERSION,
         "authorities": len(context.get_ca_certs()),
         "tls_context_cpu_ms": context_ms,
@@ -163,6 +157,19 @@ def describe_machine(bundle: Path, img2dataset: Path, nginx: str, programs: Sequ
         )
         described["img2dataset_python"], described["img2dataset"] = answer.stdout.split()
     return described
+
+
+def describe_hardware() -> dict[str, Any]:
+    """The machine, and the Python on it."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "system": f"{platform.system()} {platform.release()}",
+        "load_before": os.getloadavg(),
+        "python": platform.python_version(),
+    }
 
 
 def _processor() -> str:

@@ -6,13 +6,17 @@ numbers is exact there, and a sum of squares cannot overflow (65,536 elements of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-# Rows whose float32 copies stay in a core's cache (512 elements: 1 MiB); twice as fast as all at once.
-_BLOCK_ROWS: Final = 512
+# Every float16, by its bits.
+_FLOAT32: Final = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+# Rows whose float32 copies stay in a core's cache; twice as fast as all at once.
+_BLOCK_ROWS: Final = 256
 
 
 # What is held in memory at once: about 40 MiB of float32 or 20 MiB of float16, twice.
@@ -33,9 +37,18 @@ def as_float16(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
         return np.ascontiguousarray(vectors, dtype="<f2")
 
 
+def as_float32(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Float16 in any shape as float32, each value the same.
+
+    Looked up, which takes half the time of numpy's own cast (2.3, which does it bit by bit).
+    """
+    found: npt.NDArray[np.float32] = np.take(_FLOAT32, vectors.view(np.uint16), mode="wrap")
+    return found
+
+
 def norms(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """L2 norms of vectors (rows, width), shape (rows,); not finite where any element is not."""
-    return np.sqrt(_dots(vectors, vectors))
+    return np.concatenate([np.sqrt(_dots(block, block)) for block in _blocks(vectors)])
 
 
 def is_bad(norms: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -56,20 +69,29 @@ def cosines(
     Returns:
         The cosines, shape (rows,), NaN where either vector is bad; and whether either is, shape (rows,).
     """
-    of_images, of_texts = norms(images), norms(texts)
+    pairs = list(zip(_blocks(images), _blocks(texts), strict=True))
+    found, bad = (np.concatenate(parts) for parts in zip(*(_cosines(*pair) for pair in pairs), strict=True))
+    return found, bad
+
+
+def _cosines(
+    images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    of_images, of_texts = np.sqrt(_dots(images, images)), np.sqrt(_dots(texts, texts))
     bad = is_bad(of_images) | is_bad(of_texts)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = _dots(images, texts) / (of_images * of_texts)
     return np.where(bad, np.float32(np.nan), found), bad
 
 
-def _dots(left: npt.NDArray[np.float16], right: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    found = np.empty(len(left), np.float32)
+def _blocks(vectors: npt.NDArray[np.float16]) -> Iterator[npt.NDArray[np.float32]]:
+    """Pieces of vectors (rows, width), which stay in a core's cache while they are worked on; at least one."""
+    for start in range(0, max(len(vectors), 1), _BLOCK_ROWS):
+        yield as_float32(vectors[start : start + _BLOCK_ROWS])
+
+
+def _dots(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     with np.errstate(invalid="ignore"):
-        for start in range(0, len(left), _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
-            ours = left[rows].astype(np.float32)
-            theirs = ours if right is left else right[rows].astype(np.float32)
-            # einsum, unlike BLAS, adds in the same order on every processor of one kind.
-            found[rows] = np.einsum("ij,ij->i", ours, theirs)
+        # einsum, unlike BLAS, adds in the same order on every processor of one kind.
+        found: npt.NDArray[np.float32] = np.einsum("ij,ij->i", left, right)
     return found

@@ -11,11 +11,10 @@ several times faster. Its features come in order of their names, so equal rows g
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from struct import Struct
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from laion_assets.formats.durable import make_folder, write_durably
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
+from laion_assets.vectors import as_float32
 
 Config = Literal["images", "embeddings"]
 
@@ -169,6 +169,9 @@ def write_default_config(path: Path, *, draft: Path) -> None:
 # -- examples on the wire -------------------------------------------------------------------------
 
 
+Payload = tuple[bytes, ...]
+"""A serialized example, in parts that follow each other."""
+
 # Name -> tf.train.Feature, of the protobuf that comes with TFDS and needs no TensorFlow.
 Features = Mapping[str, Any]
 
@@ -199,109 +202,135 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
     return features
 
 
-class ExampleMetadata(NamedTuple):
-    """What an example holds besides its picture or vectors.
-
-    Attributes:
-        caption: alt text.
-        license: licence, or ''.
-        nsfw: index of the tag among ``NsfwTag``.
-        original_height: pixels.
-        original_width: pixels.
-        similarity: cosine, or -1.0; stored as float32, as TFDS stores a float64 scalar.
-        url: address of the picture.
-    """
-
-    caption: str
-    license: str
-    nsfw: int
-    original_height: int
-    original_width: int
-    similarity: float
-    url: str
-
-
-def example_metadata(rows: pa.RecordBatch, path: Path) -> Iterator[ExampleMetadata]:
-    """Metadata of each row of a normalized table.
+def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path: Path) -> Iterator[Payload]:
+    """Examples of the config ``images``, each a serialized ``tf.train.Example`` around its picture.
 
     Args:
-        rows: rows with the columns that ``ExampleMetadata`` names, ``nsfw`` as text.
-        path: the file they come from, for the error.
+        rows: rows of a normalized table.
+        pictures: the JPEG or PNG file of each.
+        path: the file that the rows come from, for the error.
 
     Raises:
         CorruptParquet: if a tag is none of the four.
     """
-    labels = pc.index_in(rows["nsfw"], value_set=pa.array(_NSFW_TAGS))
+    lengths = np.fromiter(map(len, pictures), np.int64, len(pictures))
+    before = [*_text("caption", rows), _openings("image", _BYTES, lengths)]
+    after = _joined([*_text("license", rows), *_numbers(rows, path), *_text("url", rows)])
+    head = _openings_of_examples(sum(map(_lengths, [*before, after])) + lengths)
+    return zip(_joined([head, *before]).to_pylist(), pictures, after.to_pylist(), strict=True)
+
+
+def encode_embedding_examples(
+    rows: pa.RecordBatch,
+    image_embedding: npt.NDArray[np.float16],
+    text_embedding: npt.NDArray[np.float16],
+    path: Path,
+) -> Iterator[Payload]:
+    """Examples of the config ``embeddings``, each a serialized ``tf.train.Example``.
+
+    Args:
+        rows: rows of a normalized table.
+        image_embedding: their pictures' vectors, float16 (rows, width); float32 of the same values will do.
+        text_embedding: their captions' vectors, of the same shape.
+        path: the file that the rows come from, for the error.
+
+    Raises:
+        CorruptParquet: if a tag is none of the four.
+    """
+    body = [
+        *_text("caption", rows),
+        *_floats("image_embedding", image_embedding),
+        *_text("license", rows),
+        *_numbers(rows, path),
+        *_floats("text_embedding", text_embedding),
+        *_text("url", rows),
+    ]
+    head = _openings_of_examples(sum(map(_lengths, body)))
+    return zip(_joined([head, *body]).to_pylist(), strict=True)
+
+
+# -- features of many examples at once ------------------------------------------------------------
+
+
+def _text(name: str, rows: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+    values = rows[name].cast(pa.large_binary())
+    return _openings(name, _BYTES, _lengths(values)), values
+
+
+def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[pa.Array, pa.Array]:
+    # tf.train.Example knows no float16: TFDS stores each element as float32 and casts it back on reading.
+    stored = _blocks(values.astype("<f4") if values.dtype != np.float16 else as_float32(values))
+    return _openings(name, _FLOATS, _lengths(stored)), stored
+
+
+def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[pa.Array]:
+    """Features ``nsfw`` to ``similarity``, which follow each other in both configs."""
+    yield _each("nsfw", _labels(rows["nsfw"], path))
+    yield _each("original_height", rows["original_height"])
+    yield _each("original_width", rows["original_width"])
+    # TFDS stores a float64 scalar as float32.
+    yield from _floats("similarity", rows["similarity"].to_numpy()[:, None])
+
+
+def _labels(tags: pa.Array, path: Path) -> pa.Array:
+    labels = pc.index_in(tags, value_set=pa.array(_NSFW_TAGS))
     if labels.null_count:
-        unknown = rows["nsfw"].filter(pc.is_null(labels))[0].as_py()
         raise CorruptParquet(
             path,
             expected=f"nsfw to be one of {', '.join(_NSFW_TAGS)}",
-            found=repr(unknown),
+            found=repr(tags.filter(pc.is_null(labels))[0].as_py()),
             remedy="Delete its manifest to have it made again.",
         )
-    columns = [labels if name == "nsfw" else rows[name] for name in ExampleMetadata._fields]
-    return map(ExampleMetadata._make, zip(*(column.to_pylist() for column in columns), strict=True))
+    return labels
 
 
-def encode_image_example(image: bytes, metadata: ExampleMetadata) -> bytes:
-    """An example of the config ``images`` as a serialized ``tf.train.Example``.
+def _each(name: str, values: pa.Array) -> pa.Array:
+    """An integer feature of each row."""
+    if len(values) and pc.all(pc.and_(pc.less_equal(0, values), pc.less(values, _SMALL))).as_py():
+        return _small(name).take(values)
+    return _looked_up(values, lambda value: _integer(name, value))
 
-    Args:
-        image: a JPEG or PNG file.
-        metadata: the rest.
-    """
-    caption, license_, url = metadata.caption.encode(), metadata.license.encode(), metadata.url.encode()
-    return _example(
-        _opening("caption", _BYTES, len(caption)),
-        caption,
-        _opening("image", _BYTES, len(image)),
-        image,
-        _opening("license", _BYTES, len(license_)),
-        license_,
-        _integer("nsfw", metadata.nsfw),
-        _integer("original_height", metadata.original_height),
-        _integer("original_width", metadata.original_width),
-        _opening("similarity", _FLOATS, _FLOAT.size),
-        _FLOAT.pack(metadata.similarity),
-        _opening("url", _BYTES, len(url)),
-        url,
+
+@cache
+def _small(name: str) -> pa.Array:
+    """An integer feature of every value up to ``_SMALL``: sides of pictures, too many to look up in turn."""
+    return pa.array([_integer(name, value) for value in range(_SMALL)], pa.large_binary())
+
+
+def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:
+    return _looked_up(pa.array(lengths), lambda length: _opening(name, kind, length))
+
+
+def _openings_of_examples(lengths: npt.NDArray[np.int64]) -> pa.Array:
+    return _looked_up(pa.array(lengths), lambda length: _FIELD_1 + _varint(length))
+
+
+def _looked_up(values: pa.Array, encode: Callable[[int], bytes]) -> pa.Array:
+    """What each value is encoded to; a batch has few different ones."""
+    distinct = values.dictionary_encode()
+    encoded = pa.array(map(encode, distinct.dictionary.to_pylist()), pa.large_binary())
+    return encoded.take(distinct.indices)
+
+
+def _lengths(values: pa.Array) -> npt.NDArray[np.int64]:
+    lengths: npt.NDArray[np.int64] = pc.binary_length(values).to_numpy()
+    return lengths
+
+
+def _blocks(values: npt.NDArray[Any]) -> pa.Array:
+    """The bytes of each row of an array, as a column."""
+    rows, row_bytes = len(values), values.itemsize * values.shape[1]
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * row_bytes)
+    return pa.Array.from_buffers(
+        pa.large_binary(), rows, [None, ends, pa.py_buffer(np.ascontiguousarray(values))]
     )
 
 
-def encode_embedding_example(
-    image_embedding: npt.NDArray[np.float16],
-    text_embedding: npt.NDArray[np.float16],
-    metadata: ExampleMetadata,
-) -> bytes:
-    """An example of the config ``embeddings`` as a serialized ``tf.train.Example``.
+def _joined(columns: Sequence[pa.Array]) -> pa.Array:
+    return pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.large_binary()))
 
-    Args:
-        image_embedding: vector of the picture, float16 (width,); float32 of the same values will do.
-        text_embedding: vector of the caption, of the same shape.
-        metadata: the rest.
-    """
-    caption, license_, url = metadata.caption.encode(), metadata.license.encode(), metadata.url.encode()
-    # tf.train.Example knows no float16: TFDS stores each element as float32 and casts it back on reading.
-    image, text = image_embedding.astype("<f4").tobytes(), text_embedding.astype("<f4").tobytes()
-    return _example(
-        _opening("caption", _BYTES, len(caption)),
-        caption,
-        _opening("image_embedding", _FLOATS, len(image)),
-        image,
-        _opening("license", _BYTES, len(license_)),
-        license_,
-        _integer("nsfw", metadata.nsfw),
-        _integer("original_height", metadata.original_height),
-        _integer("original_width", metadata.original_width),
-        _opening("similarity", _FLOATS, _FLOAT.size),
-        _FLOAT.pack(metadata.similarity),
-        _opening("text_embedding", _FLOATS, len(text)),
-        text,
-        _opening("url", _BYTES, len(url)),
-        url,
-    )
 
+# -- one feature ----------------------------------------------------------------------------------
 
 # The one protobuf tag byte of `Example.features`, `Features.feature`, the map entry's key, and the `value`
 # of each list (packed, for numbers): field 1, length-delimited.
@@ -313,13 +342,8 @@ _BYTES: Final = b"\x0a"
 _FLOATS: Final = b"\x12"
 _INTEGERS: Final = b"\x1a"
 
-_FLOAT: Final = Struct("<f")
 _TWO_TO_THE_64: Final = 1 << 64
-
-
-def _example(*parts: bytes) -> bytes:
-    body = b"".join(parts)
-    return _FIELD_1 + _varint(len(body)) + body
+_SMALL: Final = 1 << 14
 
 
 # Few lengths make up most of a shard, and vectors have one.
@@ -334,7 +358,6 @@ def _opening(name: str, kind: bytes, length: int) -> bytes:
     return _FIELD_1 + _varint(whole) + entry + feature + value
 
 
-@lru_cache(maxsize=65_536)
 def _integer(name: str, value: int) -> bytes:
     # A negative int64 is the varint of its two's complement.
     encoded = _varint(value % _TWO_TO_THE_64)

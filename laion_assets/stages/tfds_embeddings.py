@@ -19,7 +19,7 @@ from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, embeddin
 
 CODE_VERSION: Final = "1"
 
-_ROWS_AT_A_TIME: Final = 4096
+_ROWS_AT_A_TIME: Final = 2048
 _VECTORS: Final = ("image_embedding", "text_embedding")
 
 _REMEDY: Final = "Materialize normalized_embeddings again."
@@ -58,17 +58,14 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
     return publish(layout.tfds_embeddings(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[bytes]:
+def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[tfds.Payload]:
     normalized = layout.normalized_embeddings_table(shard)
     joined = _JoinedRows(layout.embedding_join(shard).only, width)
     for rows in parquet.read_batches(normalized, NORMALIZED_EMBEDDINGS, batch_rows=_ROWS_AT_A_TIME):
         found = joined.take(rows["row"].to_numpy(), normalized)
         _check_pairing(rows, found, normalized)
-        yield from map(
-            tfds.encode_embedding_example,
-            *(_as_array(found[name], width) for name in _VECTORS),
-            tfds.example_metadata(rows, normalized),
-        )
+        image, text = (_as_array(found[name], width) for name in _VECTORS)
+        yield from tfds.encode_embedding_examples(rows, image, text, normalized)
 
 
 class _JoinedRows:

@@ -18,7 +18,8 @@ from laion_assets.schema import NORMALIZED_IMAGES
 
 CODE_VERSION: Final = "1"
 
-_ROWS_AT_A_TIME: Final = 1024
+# Their pictures are in memory together.
+_ROWS_AT_A_TIME: Final = 256
 
 _REMEDY: Final = "Materialize normalized_images again, and images too if that does not help."
 
@@ -50,13 +51,11 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
     return publish(layout.tfds_images(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: ShardId, layout: Layout) -> Iterator[bytes]:
+def _examples(shard: ShardId, layout: Layout) -> Iterator[tfds.Payload]:
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     with tar.open("rb") as file:
         for rows in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=_ROWS_AT_A_TIME):
-            pictures = _pictures(rows, file, tar)
-            for picture, metadata in zip(pictures, tfds.example_metadata(rows, table), strict=True):
-                yield tfds.encode_image_example(picture, metadata)
+            yield from tfds.encode_image_examples(rows, list(_pictures(rows, file, tar)), table)
 
 
 def _pictures(rows: pa.RecordBatch, file: BinaryIO, tar: Path) -> Iterator[bytes]:

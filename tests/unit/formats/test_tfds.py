@@ -16,73 +16,96 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats import tfds
-from laion_assets.schema import NsfwTag
+from laion_assets.schema import NORMALIZED_IMAGES, NsfwTag
 
 _TEXT = st.text(max_size=300)
 _INT32 = st.integers(-(2**31), 2**31 - 1)
-_METADATA = st.builds(
-    tfds.ExampleMetadata,
-    caption=_TEXT,
-    license=_TEXT,
-    nsfw=st.integers(0, 3),
-    original_height=_INT32,
-    original_width=_INT32,
-    similarity=st.floats(-1, 1),
-    url=_TEXT,
+_TAGS = tuple(str(tag) for tag in NsfwTag)
+_ROW = st.fixed_dictionaries(
+    {
+        "caption": _TEXT,
+        "license": _TEXT,
+        "nsfw": st.sampled_from(_TAGS),
+        "original_height": _INT32,
+        "original_width": _INT32,
+        "similarity": st.floats(-1, 1),
+        "url": _TEXT,
+    }
 )
-_PLAIN = tfds.ExampleMetadata(
-    caption="ein Bild", license="?", nsfw=2, original_height=0, original_width=300, similarity=-1.0, url="u"
-)
+_PLAIN = {
+    "caption": "ein Bild",
+    "license": "?",
+    "nsfw": "NSFW",
+    "original_height": 0,
+    "original_width": 300,
+    "similarity": -1.0,
+    "url": "u",
+}
+_PATH = Path("a.parquet")
 
 
-def _vector_of(bits: list[int]) -> np.ndarray:
-    return np.array(bits, np.uint16).view(np.float16)
+def _batch(rows: list[dict[str, object]]) -> pa.RecordBatch:
+    fields = [NORMALIZED_IMAGES.field(name) for name in _PLAIN]
+    # Columns of a slice, whose first value is not the first of their buffers.
+    return pa.RecordBatch.from_pylist([_PLAIN, *rows], pa.schema(fields)).slice(1)
 
 
 # Every finite float16: subnormal, negative zero and all.
 _FLOAT16_BITS = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00)
 
 
-@given(metadata=_METADATA, image=st.binary(max_size=40_000))
+@given(rows=st.lists(st.tuples(_ROW, st.binary(max_size=40_000)), max_size=5))
 @settings(deadline=None, max_examples=50)
-def test_an_image_example_is_what_protobuf_would_write(metadata: tfds.ExampleMetadata, image: bytes) -> None:
-    encoded = tfds.encode_image_example(image, metadata)
-    example = tf_example_pb2.Example.FromString(encoded)
-    assert example.SerializeToString(deterministic=True) == encoded
-    _check_metadata(example, metadata, others={"image"})
-    assert list(example.features.feature["image"].bytes_list.value) == [image]
+def test_an_image_example_is_what_protobuf_would_write(rows: list[tuple[dict[str, object], bytes]]) -> None:
+    pictures = [picture for _, picture in rows]
+    payloads = list(tfds.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH))
+    for payload, (row, picture) in zip(payloads, rows, strict=True):
+        feature = _check(payload, row, others={"image"})
+        assert list(feature["image"].bytes_list.value) == [picture]
 
 
 @given(
-    metadata=_METADATA,
-    bits=st.integers(1, 40).flatmap(
-        lambda width: st.tuples(*[st.lists(_FLOAT16_BITS, min_size=width, max_size=width)] * 2)
+    rows=st.integers(1, 40).flatmap(
+        lambda width: st.lists(
+            st.tuples(_ROW, *[st.lists(_FLOAT16_BITS, min_size=width, max_size=width)] * 2), max_size=4
+        )
     ),
 )
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
 def test_an_embedding_example_is_what_protobuf_would_write(
-    metadata: tfds.ExampleMetadata, bits: tuple[list[int], list[int]]
+    rows: list[tuple[dict[str, object], list[int], list[int]]],
 ) -> None:
-    image, text = map(_vector_of, bits)
-    encoded = tfds.encode_embedding_example(image, text, metadata)
+    images, texts = (
+        np.array([row[place] for row in rows], np.uint16).view(np.float16).reshape(len(rows), -1)
+        if rows
+        else np.empty((0, 3), np.float16)
+        for place in (1, 2)
+    )
+    payloads = list(tfds.encode_embedding_examples(_batch([row for row, *_ in rows]), images, texts, _PATH))
+    for payload, (row, *_), *vectors in zip(payloads, rows, images, texts, strict=True):
+        feature = _check(payload, row, others={"image_embedding", "text_embedding"})
+        for name, vector in zip(("image_embedding", "text_embedding"), vectors, strict=True):
+            read = np.array(feature[name].float_list.value).astype(np.float16)
+            assert read.tobytes() == vector.tobytes()
+
+
+def _check(payload: tfds.Payload, row: dict[str, object], others: set[str]) -> tfds.Features:
+    encoded = b"".join(payload)
     example = tf_example_pb2.Example.FromString(encoded)
     assert example.SerializeToString(deterministic=True) == encoded
-    _check_metadata(example, metadata, others={"image_embedding", "text_embedding"})
-    for name, vector in (("image_embedding", image), ("text_embedding", text)):
-        read = np.array(example.features.feature[name].float_list.value).astype(np.float16)
-        assert read.tobytes() == vector.tobytes()
-
-
-def _check_metadata(
-    example: tf_example_pb2.Example, metadata: tfds.ExampleMetadata, others: set[str]
-) -> None:
     feature = example.features.feature
-    assert set(feature) == set(tfds.ExampleMetadata._fields) | others
+    assert set(feature) == set(row) | others
     for name in ("caption", "license", "url"):
-        assert list(feature[name].bytes_list.value) == [getattr(metadata, name).encode()]
-    for name in ("nsfw", "original_height", "original_width"):
-        assert list(feature[name].int64_list.value) == [getattr(metadata, name)]
-    assert list(feature["similarity"].float_list.value) == [np.float32(metadata.similarity)]
+        assert list(feature[name].bytes_list.value) == [row[name].encode()]
+    for name in ("original_height", "original_width"):
+        assert list(feature[name].int64_list.value) == [row[name]]
+    assert list(feature["nsfw"].int64_list.value) == [_TAGS.index(row["nsfw"])]
+    assert list(feature["similarity"].float_list.value) == [np.float32(row["similarity"])]
+    return feature
 
 
 @pytest.mark.parametrize("config", ["images", "embeddings"])
@@ -90,53 +113,28 @@ def test_tfds_own_parser_and_serializer_agree(config: tfds.Config) -> None:
     # TFDS's serializer, where no TensorFlow is needed, on the same values.
     from tensorflow_datasets.core import example_serializer
 
-    features = tfds.features(config)
-    values = {
-        "caption": _PLAIN.caption,
-        "license": _PLAIN.license,
-        "nsfw": "NSFW",
-        "original_height": 0,
-        "original_width": 300,
-        "similarity": -1.0,
-        "url": _PLAIN.url,
-    }
-    vector = np.linspace(-1, 1, 512, dtype=np.float16)
+    features, values = tfds.features(config), _PLAIN
+    vectors = np.linspace(-1, 1, 512, dtype=np.float16)[None]
     if config == "images":
-        values |= {"image": b"\xff\xd8 any bytes"}
-        ours = tfds.encode_image_example(b"\xff\xd8 any bytes", _PLAIN)
+        values = _PLAIN | {"image": b"\xff\xd8 any bytes"}
+        (ours,) = tfds.encode_image_examples(_batch([_PLAIN]), [b"\xff\xd8 any bytes"], _PATH)
     else:
-        values |= {"image_embedding": vector, "text_embedding": -vector}
-        ours = tfds.encode_embedding_example(vector, -vector, _PLAIN)
+        values = _PLAIN | {"image_embedding": vectors[0], "text_embedding": -vectors[0]}
+        (ours,) = tfds.encode_embedding_examples(_batch([_PLAIN]), vectors, -vectors, _PATH)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     theirs = serializer.serialize_example(features.encode_example(values))
-    assert tf_example_pb2.Example.FromString(theirs) == tf_example_pb2.Example.FromString(ours)
+    parsed = tf_example_pb2.Example.FromString(b"".join(ours))
+    assert tf_example_pb2.Example.FromString(theirs) == parsed
 
 
-def test_metadata_of_rows_follows_tfds_label_order() -> None:
-    rows = _rows(nsfw=["UNTAGGED", "UNLIKELY", "NSFW", "UNSURE"])
-    assert [row.nsfw for row in tfds.example_metadata(rows, Path("a.parquet"))] == [3, 0, 2, 1]
-    names = tfds.features("images")["nsfw"].names
-    assert names == [str(tag) for tag in NsfwTag]
+def test_labels_follow_tfds_order() -> None:
+    assert tfds.features("images")["nsfw"].names == list(_TAGS)
 
 
 def test_an_unknown_tag_is_refused() -> None:
+    rows = _batch([_PLAIN, _PLAIN | {"nsfw": "unsure"}])
     with pytest.raises(CorruptParquet, match=r"a\.parquet: expected nsfw to be one of .* found 'unsure'"):
-        tfds.example_metadata(_rows(nsfw=["NSFW", "unsure"]), Path("a.parquet"))
-
-
-def _rows(nsfw: list[str]) -> pa.RecordBatch:
-    count = len(nsfw)
-    return pa.RecordBatch.from_pydict(
-        {
-            "caption": ["c"] * count,
-            "license": [""] * count,
-            "nsfw": nsfw,
-            "original_height": [1] * count,
-            "original_width": [1] * count,
-            "similarity": [0.5] * count,
-            "url": ["u"] * count,
-        }
-    )
+        tfds.encode_image_examples(rows, [b"", b""], _PATH)
 
 
 @pytest.mark.parametrize("shard_count", [1, 3, 41_455, 99_999, 100_000, 1_234_567])

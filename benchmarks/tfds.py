@@ -1,0 +1,269 @@
+"""Measures making TFDS shards, ours beside the official builder and beside plain writing; one core.
+
+``make bench-tfds`` runs all of it and writes ``benchmarks/results/tfds.json``. To see ours alone:
+``python -m benchmarks.tfds --only ours --part embeddings``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measuring import Failed
+from benchmarks.report import describe_hardware
+from benchmarks.tfds_inputs import make_embeddings, make_image_shard
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+CACHE: Final = REPOSITORY / ".bench"
+OFFICIAL: Final = REPOSITORY / ".venv-tfds-official" / "bin" / "python"
+_ONLY: Final = ("both", "ours")
+_PARTS: Final = ("embeddings", "images", "memory")
+
+# Setting -> its value in full and with --quick.
+_SIZES: Final = {
+    "rounds": (3, 1),
+    "embeddings": (200_000, 2_000),
+    "official_embeddings": (20_000, 500),
+    "images": (5_000, 200),
+    "official_images": (2_000, 100),
+    "most_embeddings": (1_000_000, 4_000),
+    "seed": (1, 1),
+}
+
+_EMBEDDINGS: Final = ("check", "join", "normalize_embeddings", "tfds_embeddings")
+_IMAGES: Final = ("normalize_images", "tfds_images")
+
+# Part -> what is measured of it -> the steps before it, and its own.
+_WORKS: Final = {
+    "embeddings": {
+        "embeddings": (_EMBEDDINGS[:-1], _EMBEDDINGS[-1:]),
+        "embeddings_chain": ((), _EMBEDDINGS),
+        "join": (_EMBEDDINGS[:1], _EMBEDDINGS[1:2]),
+        "embeddings_write": (_EMBEDDINGS, ("write",)),
+    },
+    "images": {"images": (("link",), _IMAGES), "images_copy": (("link",), ("copy",))},
+}
+
+REMARKS: Final = (
+    "CPU seconds of one process on one core, after its imports; examples of the official builder are counted",
+    "once the CPU time of a shard of one example is taken off, which is Apache Beam's own start.",
+    "embeddings: from the joined and the normalized table to the published shard, checksums of all three",
+    "files included. embeddings_chain: from the three source files, checked, joined and proven aligned.",
+    "images: from the tar and its table, every picture's header opened, to the published shard.",
+    "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",
+)
+
+
+def main() -> None:
+    """Measure what is asked for, print it, write it."""
+    arguments = _parse()
+    console = Console(stderr=True)
+    if arguments.only == "both" and not OFFICIAL.exists():
+        console.print("the official builder needs an environment of its own: make bench-tfds", style="red")
+        sys.exit(1)
+    try:
+        results = measure_all(arguments, console)
+    except Failed as error:
+        console.print(str(error), markup=False, style="red")
+        sys.exit(1)
+    screen = Console(width=None if sys.stdout.isatty() else 130)
+    for table in _tables(results):
+        screen.print(table)
+    for remark in REMARKS:
+        screen.print(remark, markup=False, highlight=False)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps({**results.pop("headline"), **results}, indent=1) + "\n")
+
+
+def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Every measurement asked for, and what was made of them.
+
+    Raises:
+        Failed: if a program ends with an error.
+    """
+    bench = _Bench(console)
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    for part in (part for part in _WORKS if part in arguments.part):
+        tasks = _tasks(bench, part, arguments)
+        for number in range(arguments.rounds):
+            # In turn from either end, so that what slows the machine down for a while slows all of them.
+            for name, measure in list(tasks.items())[:: 1 if number % 2 == 0 else -1]:
+                rounds.setdefault(name, []).append(measure())
+    if "memory" in arguments.part:
+        source = make_embeddings(CACHE / "tfds", arguments.most_embeddings, arguments.seed)
+        for name in ("embeddings", "embeddings_chain"):
+            rounds[f"{name}_most"] = [bench.ours(name, source, *_WORKS["embeddings"][name])]
+    medians = {name: _median(runs) for name, runs in rounds.items()}
+    settings = {name: getattr(arguments, name) for name in _SIZES}
+    return {
+        "headline": _headline(medians),
+        "machine": describe_machine(official=arguments.only == "both"),
+        "settings": settings | {"remarks": REMARKS},
+        "medians": medians,
+        "rounds": rounds,
+    }
+
+
+def _tasks(
+    bench: _Bench, part: str, arguments: argparse.Namespace
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    make = {"embeddings": make_embeddings, "images": make_image_shard}[part]
+
+    def source(rows: int) -> Path:
+        return make(CACHE / "tfds", rows, arguments.seed)
+
+    ours = source(getattr(arguments, part))
+    tasks = {name: partial(bench.ours, name, ours, *steps) for name, steps in _WORKS[part].items()}
+    if arguments.only == "both":
+        rows = getattr(arguments, f"official_{part}")
+        tasks[f"{part}_official"] = partial(bench.official, part, source(rows))
+        tasks[f"{part}_official_start"] = partial(bench.official, part, source(1))
+    return tasks
+
+
+class _Bench:
+    """Runs programs, each in a folder of its own, and says what they took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def ours(self, name: str, source: Path, before: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
+        with _folder() as folder:
+            command = [sys.executable, "-m", "benchmarks.tfds_work", str(source), str(folder)]
+            if before:
+                _run(name, [*command, *before])
+            return self._report(name, _run(name, [*command, *measured]))
+
+    def official(self, config: str, source: Path) -> dict[str, Any]:
+        script = Path(__file__).with_name("tfds_official.py")
+        source = source / "images" if config == "images" else source
+        with _folder() as folder:
+            # -P: this folder's modules are not to be found by the names of others'.
+            command = [str(OFFICIAL), "-P", str(script), config, str(source), str(folder)]
+            return self._report(f"{config}_official", _run(f"{config}_official", command))
+
+    def _report(self, name: str, taken: dict[str, Any]) -> dict[str, Any]:
+        self._console.print(
+            f"{name}: {taken['examples']} examples, {taken['bytes'] / 1e6:.0f} MB, {taken['cpu_s']:.2f} CPU-s"
+            f", {taken['wall_s']:.2f} s, {taken['peak_mb']:.0f} MB",
+            markup=False,
+            highlight=False,
+        )
+        return taken
+
+
+def _run(name: str, command: Sequence[str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"{name} ended with {done.returncode}; its output ends:\n{done.stderr[-2_000:]}")
+    taken: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return taken
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    # Beside the inputs, so that these can be linked.
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="work-", dir=CACHE) as name:
+        yield Path(name)
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def _headline(medians: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures by which the project judges itself, of what was measured."""
+    found = {}
+    for name, part in (
+        ("embeddings", "embeddings"),
+        ("embeddings_chain", "embeddings"),
+        ("images", "images"),
+    ):
+        if f"{part}_official" in medians:
+            theirs = _rate(medians[f"{part}_official"], medians[f"{part}_official_start"])
+            found[f"{name}_ratio"] = _rate(medians[name]) / theirs
+    for name, bare in (("embeddings", "write"), ("images", "copy")):
+        if name in medians:
+            found[f"{name}_{bare}_ratio"] = medians[f"{name}_{bare}"]["cpu_s"] / medians[name]["cpu_s"]
+    if "join" in medians:
+        vectors = medians["join"]["examples"] * 2 * 2 * 512
+        found["join_mb_per_cpu_s"] = vectors / 1e6 / medians["join"]["cpu_s"]
+    if "embeddings_most" in medians:
+        found["embeddings_peak_mb"] = medians["embeddings_most"]["peak_mb"]
+        found["embeddings_chain_peak_mb"] = medians["embeddings_chain_most"]["peak_mb"]
+    return found
+
+
+def _rate(taken: Mapping[str, float], start: Mapping[str, float] | None = None) -> float:
+    """Examples a CPU second."""
+    if start is None:
+        return taken["examples"] / taken["cpu_s"]
+    return (taken["examples"] - start["examples"]) / (taken["cpu_s"] - start["cpu_s"])
+
+
+def _tables(results: Mapping[str, Any]) -> list[Table]:
+    medians = results["medians"]
+    table = Table("work", "examples", "MB", "CPU seconds", "examples per CPU-s", "peak MB", title="Medians")
+    for name, taken in medians.items():
+        start = medians.get(f"{name}_start")
+        table.add_row(
+            name,
+            f"{taken['examples']:.0f}" if taken["examples"] else "",
+            f"{taken['bytes'] / 1e6:.0f}",
+            f"{taken['cpu_s']:.2f}",
+            f"{_rate(taken, start):.0f}" if taken["examples"] > 1 else "",
+            f"{taken['peak_mb']:.0f}",
+        )
+    figures = Table("figure", "value", title="Ours over the official builder's, and beside plain writing")
+    for name, value in results["headline"].items():
+        figures.add_row(name, f"{value:.4g}")
+    return [table, figures]
+
+
+def describe_machine(*, official: bool) -> dict[str, Any]:
+    """Hardware and software."""
+    described = describe_hardware() | {name: version(name) for name in ("laion_assets", "numpy", "pyarrow")}
+    if official:
+        names = "tensorflow_datasets", "apache_beam", "tensorflow_cpu"
+        asked = f"import importlib.metadata as m; print(*(m.version(name) for name in {names}))"
+        answer = subprocess.run([str(OFFICIAL), "-c", asked], capture_output=True, text=True, check=True)
+        described |= dict(zip(names, answer.stdout.split(), strict=True))
+    return described
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=_ONLY, default="both", help="with the official builder or without")
+    parser.add_argument(
+        "--part", nargs="+", choices=_PARTS, default=list(_PARTS), help="what is measured (everything)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it work?")
+    for name, (full, quick) in _SIZES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{full}; with --quick {quick}")
+    parser.add_argument("--output", type=Path, help="where the JSON goes; nowhere by default")
+    arguments = parser.parse_args()
+    for name, sizes in _SIZES.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, sizes[arguments.quick])
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

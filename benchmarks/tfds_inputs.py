@@ -1,0 +1,154 @@
+"""What the TFDS stages are measured on: embedding files, and a shard of downloaded pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.corpus import PHOTOGRAPHS, make_corpus
+from laion_assets.fetch.policy import FetchPolicy
+from laion_assets.fetch.transport import FakeTransport, respond
+from laion_assets.formats import parquet
+from laion_assets.formats.publish import Recipe, Tally, vouch
+from laion_assets.image_policy import ImagePolicy
+from laion_assets.layout import Layout, ShardId
+from laion_assets.schema import EMBEDDING_WIDTH, SAMPLES
+from laion_assets.stages.images import images
+
+_PICTURES: Final = 600
+_ROWS_AT_A_TIME: Final = 10_000
+_WORDS: Final = ("photo", "of", "the", "old", "house", "by", "a", "river", "in", "summer", "2014", "stock")
+
+
+def make_embeddings(cache: Path, rows: int, seed: int) -> Path:
+    """Files of one embedding shard, number 0, in the release's layout; or find them in the cache.
+
+    Each text vector is its picture's turned away at random, by so much that the cosine is the similarity that
+    the metadata records.
+    """
+
+    def make(folder: Path) -> None:
+        rng = np.random.default_rng(seed)
+        files = {name: folder / name / f"{name}_0.npy" for name in ("img_emb", "text_emb")}
+        vectors = {}
+        for name, path in files.items():
+            path.parent.mkdir()
+            vectors[name] = np.lib.format.open_memmap(
+                path, mode="w+", dtype="<f2", shape=(rows, EMBEDDING_WIDTH)
+            )
+        (folder / "metadata").mkdir()
+        with pq.ParquetWriter(folder / "metadata" / "metadata_0.parquet", _METADATA) as writer:
+            for first in range(0, rows, _ROWS_AT_A_TIME):
+                count = min(_ROWS_AT_A_TIME, rows - first)
+                image = _unit(rng.standard_normal((count, EMBEDDING_WIDTH), np.float32))
+                away = rng.standard_normal((count, EMBEDDING_WIDTH), np.float32)
+                away = _unit(away - np.einsum("ij,ij->i", away, image)[:, None] * image)
+                cosine = rng.uniform(0.3, 0.4, count).astype(np.float32)
+                vectors["img_emb"][first : first + count] = image
+                vectors["text_emb"][first : first + count] = (
+                    cosine[:, None] * image + np.sqrt(1 - cosine**2)[:, None] * away
+                )
+                writer.write_table(_metadata(rng, first, cosine), row_group_size=100_000)
+
+    return _cached(cache / f"embeddings-{rows}-{seed}", make)
+
+
+def make_image_shard(cache: Path, rows: int, seed: int, *, photographs: Path = PHOTOGRAPHS) -> Path:
+    """A data root with shard 0 downloaded, all of its pictures there; or find it in the cache."""
+    corpus = make_corpus(cache / "corpora", "small", count=_PICTURES, seed=seed, photographs=photographs)
+    bodies = [(corpus.folder / name).read_bytes() for name in corpus.names]
+    policy = FetchPolicy(per_domain_interval_s=0)
+    web = FakeTransport(lambda url: respond(200, bodies[int(url.rsplit("/", 1)[1]) % len(bodies)]), policy)
+
+    def make(folder: Path) -> None:
+        layout, shard, rng = Layout(folder), ShardId(0), np.random.default_rng(seed)
+        output = layout.samples(shard)
+        output.folder.mkdir()
+        table = _samples(rng, rows)
+        parquet.write_table(output.only, table, SAMPLES)
+        vouch(output, Recipe(code_version="benchmark"), lambda: Tally(rows=rows))
+        manifest = images(shard, layout, policy, ImagePolicy(), transport=web)
+        if manifest.counts["success"] != rows:
+            raise RuntimeError(f"{manifest.counts} of {rows} pictures")
+
+    return _cached(cache / f"images-{corpus.folder.name}-{rows}-{seed}", make)
+
+
+_METADATA: Final = pa.schema(
+    [
+        ("image_path", pa.string()),
+        ("caption", pa.string()),
+        ("NSFW", pa.string()),
+        ("similarity", pa.float64()),
+        ("LICENSE", pa.string()),
+        ("url", pa.string()),
+        ("key", pa.string()),
+        ("shard_id", pa.int64()),
+        ("original_width", pa.int64()),
+        ("original_height", pa.int64()),
+    ]
+)
+
+
+def _metadata(rng: np.random.Generator, first: int, cosine: np.ndarray) -> pa.Table:
+    numbers = range(first, first + len(cosine))
+    keys = [f"{number:09d}" for number in numbers]
+    columns = _texts(rng, numbers) | {
+        "image_path": keys,
+        "key": keys,
+        "similarity": cosine.astype(np.float64),
+        "shard_id": np.zeros(len(cosine), np.int64),
+        "original_width": rng.integers(100, 2_000, len(cosine)),
+        "original_height": rng.integers(100, 2_000, len(cosine)),
+    }
+    return pa.table({name: columns[name] for name in _METADATA.names}, schema=_METADATA)
+
+
+def _samples(rng: np.random.Generator, rows: int) -> pa.Table:
+    columns = _texts(rng, range(rows)) | {
+        "key": [f"{number:09d}" for number in range(rows)],
+        "sample_id": list(range(rows)),
+        "declared_height": rng.integers(100, 2_000, rows).astype(np.int32),
+        "declared_width": rng.integers(100, 2_000, rows).astype(np.int32),
+        "similarity": rng.uniform(0.3, 0.4, rows),
+        "set_aside": pa.nulls(rows, pa.string()),
+    }
+    return pa.table({name: columns[name] for name in SAMPLES.names}, schema=SAMPLES)
+
+
+def _texts(rng: np.random.Generator, numbers: range) -> dict[str, list[str]]:
+    count = len(numbers)
+    words = rng.integers(0, len(_WORDS), (count, 20))
+    lengths = rng.integers(3, 20, count)
+    return {
+        "caption": [
+            " ".join(_WORDS[word] for word in line[:length])
+            for line, length in zip(words.tolist(), lengths.tolist(), strict=True)
+        ],
+        "url": [f"http://pictures-{number % 977}.example/media/2014/{number}" for number in numbers],
+        "NSFW": rng.choice(["UNLIKELY", "UNSURE", "NSFW"], count, p=[0.93, 0.05, 0.02]).tolist(),
+        "LICENSE": rng.choice(
+            ["?", "https://creativecommons.org/licenses/by/4.0/"], count, p=[0.99, 0.01]
+        ).tolist(),
+    }
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _cached(folder: Path, make: Callable[[Path], None]) -> Path:
+    done = folder / "done.json"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(folder)
+        done.write_text(json.dumps({}))
+    return folder

@@ -1,0 +1,95 @@
+"""Takes steps on a shard, as a program of its own on one core, and says as JSON what they took together.
+
+``python -m benchmarks.tfds_work INPUT FOLDER STEP...``: INPUT is what benchmarks/tfds_inputs.py made, FOLDER
+is where the steps before these worked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pandas as pd  # noqa: F401 (pyarrow imports it with the first list; imports are not measured)
+
+from laion_assets.formats.publish import Manifest
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.quality.thresholds import Thresholds
+from laion_assets.schema import EMBEDDING_WIDTH
+from laion_assets.stages.embedding_join import join_embeddings
+from laion_assets.stages.embeddings import check_embeddings
+from laion_assets.stages.normalized_embeddings import normalize_embeddings
+from laion_assets.stages.normalized_images import normalize_images
+from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
+from laion_assets.stages.tfds_images import write_tfds_images
+
+_VECTORS: Final = EmbeddingShardId(0)
+_PICTURES: Final = ShardId(0)
+_PIECE_BYTES: Final = 1 << 20
+
+
+def main() -> None:
+    source, layout = sys.argv[1], Layout(Path(sys.argv[2]))
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    start_cpu, start_wall = time.process_time(), time.perf_counter()
+    for step in sys.argv[3:]:
+        examples, size = STEPS[step](layout, source)
+    taken = {"cpu_s": time.process_time() - start_cpu, "wall_s": time.perf_counter() - start_wall}
+    # Not getrusage(2)'s, in which the memory of the process that started this one counts.
+    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    print(json.dumps({**taken, "examples": examples, "bytes": size, "peak_mb": int(peak) / 1024}))
+
+
+def _step(run: Callable[[Layout, str], Manifest]) -> Callable[[Layout, str], tuple[int, int]]:
+    def made(layout: Layout, source: str) -> tuple[int, int]:
+        manifest = run(layout, source)
+        return manifest.rows, manifest.bytes
+
+    return made
+
+
+def _link(layout: Layout, source: str) -> tuple[int, int]:
+    for name in ("samples", "images"):
+        shutil.copytree(Path(source) / name, layout.root / name, copy_function=os.link)
+    return 0, 0
+
+
+def _write(layout: Layout, _: str) -> tuple[int, int]:
+    """The shard's bytes in another file, as plainly as can be; they are read in pieces for it."""
+    return _copy(layout.tfds_embeddings(_VECTORS).only, layout.root / "plain")
+
+
+def _copy_tar(layout: Layout, _: str) -> tuple[int, int]:
+    return _copy(layout.images_tar(_PICTURES), layout.root / "plain")
+
+
+def _copy(path: Path, to: Path) -> tuple[int, int]:
+    with path.open("rb", buffering=0) as read, to.open("wb", buffering=0) as written:
+        # Not shutil.copyfile, which has the kernel copy, so that no byte of it is ever looked at.
+        shutil.copyfileobj(read, written, _PIECE_BYTES)
+        os.fsync(written.fileno())
+    return 0, path.stat().st_size
+
+
+STEPS: Final = {
+    "check": _step(
+        lambda layout, source: check_embeddings(_VECTORS, layout, source, EMBEDDING_WIDTH, Thresholds())
+    ),
+    "join": _step(lambda layout, _: join_embeddings(_VECTORS, layout, Thresholds())),
+    "normalize_embeddings": _step(lambda layout, _: normalize_embeddings(_VECTORS, layout)),
+    "tfds_embeddings": _step(lambda layout, _: write_tfds_embeddings(_VECTORS, layout)),
+    "write": _write,
+    "link": _link,
+    "normalize_images": _step(lambda layout, _: normalize_images(_PICTURES, layout)),
+    "tfds_images": _step(lambda layout, _: write_tfds_images(_PICTURES, layout)),
+    "copy": _copy_tar,
+}
+
+if __name__ == "__main__":
+    main()
