@@ -17,6 +17,7 @@ _FLOAT32: Final = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np
 
 # Rows whose float32 copies stay in a core's cache; twice as fast as all at once.
 _BLOCK_ROWS: Final = 256
+_LOOKED_UP_ROWS: Final = 64
 
 
 # What is held in memory at once: about 40 MiB of float32 or 20 MiB of float16, twice.
@@ -38,11 +39,14 @@ def as_float16(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
 
 
 def as_float32(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    """Float16 in any shape as float32, each value the same.
+    """Vectors (rows, width) in float32, each value the same.
 
-    Looked up, which takes half the time of numpy's own cast (2.3, which does it bit by bit).
+    Looked up, which takes half the time of numpy's own cast (2.3, which goes bit by bit).
     """
-    found: npt.NDArray[np.float32] = np.take(_FLOAT32, vectors.view(np.uint16), mode="wrap")
+    bits, found = vectors.view(np.uint16), np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), _LOOKED_UP_ROWS):
+        rows = slice(start, start + _LOOKED_UP_ROWS)
+        np.take(_FLOAT32, bits[rows], out=found[rows], mode="wrap")
     return found
 
 
@@ -85,7 +89,7 @@ def _cosines(
 
 
 def _blocks(vectors: npt.NDArray[np.float16]) -> Iterator[npt.NDArray[np.float32]]:
-    """Pieces of vectors (rows, width), which stay in a core's cache while they are worked on; at least one."""
+    """Pieces of vectors (rows, width) that stay in a core's cache while they are worked on; at least one."""
     for start in range(0, max(len(vectors), 1), _BLOCK_ROWS):
         yield as_float32(vectors[start : start + _BLOCK_ROWS])
 

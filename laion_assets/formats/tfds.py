@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from laion_assets.errors import CorruptParquet, CorruptTfrecord
 from laion_assets.formats.durable import make_folder, write_durably
 from laion_assets.formats.sealed import fingerprint
+from laion_assets.formats.tfrecord import Payloads
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
 from laion_assets.vectors import as_float32
@@ -169,9 +170,6 @@ def write_default_config(path: Path, *, draft: Path) -> None:
 # -- examples on the wire -------------------------------------------------------------------------
 
 
-Payload = tuple[bytes, ...]
-"""A serialized example, in parts that follow each other."""
-
 # Name -> tf.train.Feature, of the protobuf that comes with TFDS and needs no TensorFlow.
 Features = Mapping[str, Any]
 
@@ -202,7 +200,7 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
     return features
 
 
-def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path: Path) -> Iterator[Payload]:
+def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path: Path) -> Payloads:
     """Examples of the config ``images``, each a serialized ``tf.train.Example`` around its picture.
 
     Args:
@@ -217,7 +215,7 @@ def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path:
     before = [*_text("caption", rows), _openings("image", _BYTES, lengths)]
     after = _joined([*_text("license", rows), *_numbers(rows, path), *_text("url", rows)])
     head = _openings_of_examples(sum(map(_lengths, [*before, after])) + lengths)
-    return zip(_joined([head, *before]).to_pylist(), pictures, after.to_pylist(), strict=True)
+    return _joined([head, *before]).to_pylist(), pictures, after.to_pylist()
 
 
 def encode_embedding_examples(
@@ -225,7 +223,7 @@ def encode_embedding_examples(
     image_embedding: npt.NDArray[np.float16],
     text_embedding: npt.NDArray[np.float16],
     path: Path,
-) -> Iterator[Payload]:
+) -> Payloads:
     """Examples of the config ``embeddings``, each a serialized ``tf.train.Example``.
 
     Args:
@@ -246,7 +244,7 @@ def encode_embedding_examples(
         *_text("url", rows),
     ]
     head = _openings_of_examples(sum(map(_lengths, body)))
-    return zip(_joined([head, *body]).to_pylist(), strict=True)
+    return (_joined([head, *body]).to_pylist(),)
 
 
 # -- features of many examples at once ------------------------------------------------------------
@@ -294,7 +292,13 @@ def _each(name: str, values: pa.Array) -> pa.Array:
 @cache
 def _small(name: str) -> pa.Array:
     """An integer feature of every value up to ``_SMALL``: sides of pictures, too many to look up in turn."""
-    return pa.array([_integer(name, value) for value in range(_SMALL)], pa.large_binary())
+    varints = _small_varints()
+    return _joined([_openings(name, _INTEGERS, _lengths(varints)), varints])
+
+
+@cache
+def _small_varints() -> pa.Array:
+    return pa.array(map(_varint, range(_SMALL)), pa.large_binary())
 
 
 def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:

@@ -13,11 +13,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 from pathlib import Path
 from struct import Struct
-from typing import BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn, overload
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 
 from laion_assets.errors import CorruptTfrecord
 
@@ -32,9 +35,12 @@ FRAMING_BYTES: Final = HEADER_BYTES + _CHECKSUM.size
 _MASK_DELTA: Final = 0xA282EAD8
 
 _BUFFER_BYTES: Final = 1 << 20
-# As many as Linux takes in one call (IOV_MAX), and a few less than that is worth one.
+# As many as Linux takes in one call (IOV_MAX).
 _MOST_PIECES: Final = 1024
-_PIECES_AT_ONCE: Final = _MOST_PIECES - 8
+
+Payloads = tuple[Sequence[bytes], ...]
+"""Payloads in one or several parts that follow each other, so that a picture need not be copied to be written:
+part j of payload i is ``payloads[j][i]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +56,24 @@ class TfrecordSummary:
     payload_bytes: int
 
 
-def write_records(path: Path, payloads: Iterable[Sequence[bytes]]) -> TfrecordSummary:
+def write_records(path: Path, batches: Iterable[Payloads]) -> TfrecordSummary:
     """Write one record for each payload; equal payloads give equal bytes.
-
-    Args:
-        path: the file.
-        payloads: each in parts that follow each other, so that a picture need not be copied to be written.
 
     Returns:
         How many records were written, and the bytes of their payloads.
     """
     records = payload_bytes = 0
     with path.open("wb", buffering=0) as file:
-        pieces: list[bytes] = []
-        for parts in payloads:
-            length = crc = 0
-            for part in parts:
-                length += len(part)
-                crc = google_crc32c.extend(crc, part)
-            pieces += (_header(length), *parts, _masked(crc))
-            records += 1
-            payload_bytes += length
-            if len(pieces) > _PIECES_AT_ONCE:
-                _write(file, pieces)
-                pieces = []
-        _write(file, pieces)
+        for batch in batches:
+            lengths = sum(np.fromiter(map(len, parts), np.int64) for parts in batch)
+            crcs: Iterable[int] = repeat(0)
+            for parts in batch:
+                crcs = map(google_crc32c.extend, crcs, parts)
+            checksums = map(_CHECKSUM.pack, _masked(np.fromiter(crcs, np.int64)).tolist())
+            headers = map(_header, lengths.tolist())
+            _write(file, list(chain.from_iterable(zip(headers, *batch, checksums, strict=True))))
+            records += len(lengths)
+            payload_bytes += int(lengths.sum())
     return TfrecordSummary(records=records, payload_bytes=payload_bytes)
 
 
@@ -159,11 +158,15 @@ def _header(length: int) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    return _masked(google_crc32c.value(data))
+    return _CHECKSUM.pack(_masked(google_crc32c.value(data)))
 
 
-def _masked(crc: int) -> bytes:
-    return _CHECKSUM.pack(((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF)
+@overload
+def _masked(crc: int) -> int: ...
+@overload
+def _masked(crc: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]: ...
+def _masked(crc: Any) -> Any:
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _spell(summary: TfrecordSummary) -> str:

@@ -51,11 +51,11 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
     return publish(layout.tfds_images(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: ShardId, layout: Layout) -> Iterator[tfds.Payload]:
+def _examples(shard: ShardId, layout: Layout) -> Iterator[tfrecord.Payloads]:
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     with tar.open("rb") as file:
         for rows in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=_ROWS_AT_A_TIME):
-            yield from tfds.encode_image_examples(rows, list(_pictures(rows, file, tar)), table)
+            yield tfds.encode_image_examples(rows, list(_pictures(rows, file, tar)), table)
 
 
 def _pictures(rows: pa.RecordBatch, file: BinaryIO, tar: Path) -> Iterator[bytes]:

@@ -270,7 +270,7 @@ def test_tensorflow_verifies_our_records_and_we_verify_tensorflows(tmp_path: Pat
     from laion_assets.formats.tfrecord import read_records, write_records
 
     payloads = [b"", b"a", bytes(range(256)) * 300]
-    write_records(tmp_path / "ours", [(payload,) for payload in payloads])
+    write_records(tmp_path / "ours", [(payloads,)])
     assert [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "ours"))] == payloads
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
         for payload in payloads:

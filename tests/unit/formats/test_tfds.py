@@ -58,8 +58,8 @@ _FLOAT16_BITS = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0
 @settings(deadline=None, max_examples=50)
 def test_an_image_example_is_what_protobuf_would_write(rows: list[tuple[dict[str, object], bytes]]) -> None:
     pictures = [picture for _, picture in rows]
-    payloads = list(tfds.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH))
-    for payload, (row, picture) in zip(payloads, rows, strict=True):
+    parts = tfds.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH)
+    for *payload, (row, picture) in zip(*parts, rows, strict=True):
         feature = _check(payload, row, others={"image"})
         assert list(feature["image"].bytes_list.value) == [picture]
 
@@ -85,15 +85,15 @@ def test_an_embedding_example_is_what_protobuf_would_write(
         else np.empty((0, 3), np.float16)
         for place in (1, 2)
     )
-    payloads = list(tfds.encode_embedding_examples(_batch([row for row, *_ in rows]), images, texts, _PATH))
+    (payloads,) = tfds.encode_embedding_examples(_batch([row for row, *_ in rows]), images, texts, _PATH)
     for payload, (row, *_), *vectors in zip(payloads, rows, images, texts, strict=True):
-        feature = _check(payload, row, others={"image_embedding", "text_embedding"})
+        feature = _check([payload], row, others={"image_embedding", "text_embedding"})
         for name, vector in zip(("image_embedding", "text_embedding"), vectors, strict=True):
             read = np.array(feature[name].float_list.value).astype(np.float16)
             assert read.tobytes() == vector.tobytes()
 
 
-def _check(payload: tfds.Payload, row: dict[str, object], others: set[str]) -> tfds.Features:
+def _check(payload: list[bytes], row: dict[str, object], others: set[str]) -> tfds.Features:
     encoded = b"".join(payload)
     example = tf_example_pb2.Example.FromString(encoded)
     assert example.SerializeToString(deterministic=True) == encoded
@@ -117,13 +117,13 @@ def test_tfds_own_parser_and_serializer_agree(config: tfds.Config) -> None:
     vectors = np.linspace(-1, 1, 512, dtype=np.float16)[None]
     if config == "images":
         values = _PLAIN | {"image": b"\xff\xd8 any bytes"}
-        (ours,) = tfds.encode_image_examples(_batch([_PLAIN]), [b"\xff\xd8 any bytes"], _PATH)
+        parts = tfds.encode_image_examples(_batch([_PLAIN]), [b"\xff\xd8 any bytes"], _PATH)
     else:
         values = _PLAIN | {"image_embedding": vectors[0], "text_embedding": -vectors[0]}
-        (ours,) = tfds.encode_embedding_examples(_batch([_PLAIN]), vectors, -vectors, _PATH)
+        parts = tfds.encode_embedding_examples(_batch([_PLAIN]), vectors, -vectors, _PATH)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     theirs = serializer.serialize_example(features.encode_example(values))
-    parsed = tf_example_pb2.Example.FromString(b"".join(ours))
+    parsed = tf_example_pb2.Example.FromString(b"".join(part for (part,) in parts))
     assert tf_example_pb2.Example.FromString(theirs) == parsed
 
 

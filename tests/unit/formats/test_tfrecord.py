@@ -21,7 +21,7 @@ _ON_FILES = settings(
 @_ON_FILES
 def test_what_is_written_is_read(tmp_path: Path, payloads: list[bytes]) -> None:
     path = tmp_path / "a.tfrecord"
-    summary = write_records(path, [(payload,) for payload in payloads])
+    summary = write_records(path, [(payloads,)])
     assert summary == TfrecordSummary(records=len(payloads), payload_bytes=sum(map(len, payloads)))
     assert list(read_records(path, expected=summary)) == payloads
     assert check_records(path) == summary
@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path: Path, payloads: list[bytes]) -> None:
 @_ON_FILES
 def test_every_changed_byte_is_refused(tmp_path: Path, payloads: list[bytes], flip: int) -> None:
     path = tmp_path / "a.tfrecord"
-    write_records(path, [(payload,) for payload in payloads])
+    write_records(path, [(payloads,)])
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
@@ -44,7 +44,7 @@ def test_every_changed_byte_is_refused(tmp_path: Path, payloads: list[bytes], fl
 @_ON_FILES
 def test_every_truncation_is_refused(tmp_path: Path, payloads: list[bytes]) -> None:
     path = tmp_path / "a.tfrecord"
-    summary = write_records(path, [(payload,) for payload in payloads])
+    summary = write_records(path, [(payloads,)])
     whole = path.read_bytes()
     ends = {0}
     for payload in payloads:
@@ -64,7 +64,7 @@ def test_every_truncation_is_refused(tmp_path: Path, payloads: list[bytes]) -> N
 @_ON_FILES
 def test_trailing_bytes_are_refused(tmp_path: Path, payloads: list[bytes], more: bytes) -> None:
     path = tmp_path / "a.tfrecord"
-    write_records(path, [(payload,) for payload in payloads])
+    write_records(path, [(payloads,)])
     path.write_bytes(path.read_bytes() + more)
     with pytest.raises(CorruptTfrecord):
         check_records(path)
@@ -72,7 +72,7 @@ def test_trailing_bytes_are_refused(tmp_path: Path, payloads: list[bytes], more:
 
 def test_a_record_too_many_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrecord"
-    write_records(path, [(b"one",), (b"two",)])
+    write_records(path, [([b"one", b"two"],)])
     with pytest.raises(CorruptTfrecord, match="1 records of 3 bytes"):
         check_records(path, expected=TfrecordSummary(records=1, payload_bytes=3))
 
@@ -88,7 +88,7 @@ def test_a_made_up_length_asks_for_no_memory(tmp_path: Path, length: int) -> Non
 def test_bytes_are_tensorflows(tmp_path: Path) -> None:
     # Written by tf.io.TFRecordWriter of TensorFlow 2.21.
     path = tmp_path / "a.tfrecord"
-    write_records(path, [(b"hello",), (b"",)])
+    write_records(path, [([b"hello", b""],)])
     assert path.read_bytes().hex() == _TENSORFLOWS
 
 

@@ -211,7 +211,7 @@ def _(root):
 def _(root):
     def swap(path):
         payloads = list(tfrecord.read_records(path))
-        tfrecord.write_records(path, [(payload,) for payload in (payloads[1], payloads[0], *payloads[2:])])
+        tfrecord.write_records(path, [([payloads[1], payloads[0], *payloads[2:]],)])
 
     root.rewrite(root.layout.tfds_images(SHARD), f"{SHARD}.tfrecord", swap)
 
@@ -223,7 +223,7 @@ def _(root):
         # The last feature but one is text_embedding; some byte of it.
         at = payloads[0].index(b"text_embedding") + 40
         payloads[0] = payloads[0][:at] + bytes([payloads[0][at] ^ 1]) + payloads[0][at + 1 :]
-        tfrecord.write_records(path, [(payload,) for payload in payloads])
+        tfrecord.write_records(path, [(payloads,)])
 
     root.rewrite(root.layout.tfds_embeddings(VECTORS), f"{VECTORS}.tfrecord", change_vector)
 
@@ -251,7 +251,7 @@ def cut_record(root, config):
     (file,) = list(root.layout.tfds_version(config).glob("*tfrecord-00000-of-*"))
     payloads = list(tfrecord.read_records(file))
     file.unlink()
-    tfrecord.write_records(file, [(payload,) for payload in payloads[:-1]])
+    tfrecord.write_records(file, [(payloads[:-1],)])
     return f"laion400m_{config}"
 
 
