@@ -18,7 +18,7 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
         ├── CorruptParquet
         ├── CorruptTar
         ├── CorruptNpy
-        ├── CorruptTfrecord
+        ├── CorruptRecords
         ├── CorruptManifest
         ├── MisalignedShard        tar, Parquet and plan of an image shard do not belong together
         └── MisalignedEmbeddings   vectors and metadata do not belong together
@@ -107,8 +107,8 @@ class CorruptNpy(CorruptInput):
     """A .npy file's header and bytes disagree, or its values are not vectors."""
 
 
-class CorruptTfrecord(CorruptInput):
-    """A TFRecord's framing or checksum does not hold."""
+class CorruptRecords(CorruptInput):
+    """A TFRecord or ArrayRecord file is cut short, or a checksum in it does not hold."""
 
 
 class CorruptManifest(CorruptInput):

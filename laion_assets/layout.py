@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from laion_assets.errors import SettingsError
 
@@ -22,6 +22,9 @@ IMAGES_MANIFEST_SUFFIX: Final = ".manifest"
 
 DATASET_NAME: Final = "laion400m"
 DATASET_VERSION: Final = "1.0.0"
+
+FileFormat = Literal["tfrecord", "array_record"]
+"""Of a TFDS data set's shards, in TFDS's words."""
 
 
 @dataclass(frozen=True, order=True)
@@ -131,12 +134,26 @@ class Output:
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths below one data root."""
+    """Paths below one data root.
+
+    Attributes:
+        root: the folder.
+        file_format: of the TFDS data sets and of the shards they are made of: what has another format has
+            folders of its own, so that both can be there at once.
+    """
 
     root: Path
+    file_format: FileFormat = "tfrecord"
 
     def _output(self, stage: str, partition: str, *names: str) -> Output:
         return Output(stage=stage, partition=partition, folder=self.root / stage, names=names)
+
+    def _records(self, stage: str, shard: ShardId) -> Output:
+        output = self._output(stage, str(shard), f"{shard}.{self.file_format}")
+        return replace(output, folder=self._of_format(stage))
+
+    def _of_format(self, name: str) -> Path:
+        return self.root / (name if self.file_format == "tfrecord" else f"{name}_{self.file_format}")
 
     # -- the image branch -------------------------------------------------------------------------
 
@@ -210,8 +227,8 @@ class Layout:
         return self.normalized_images(shard).path(f"{shard}.parquet")
 
     def tfds_images(self, shard: ShardId) -> Output:
-        """One TFRecord shard of ``laion400m/images``."""
-        return self._output("tfds_images", str(shard), f"{shard}.tfrecord")
+        """One shard of ``laion400m/images``."""
+        return self._records("tfds_images", shard)
 
     # -- the embeddings branch --------------------------------------------------------------------
 
@@ -234,8 +251,8 @@ class Layout:
         return self.normalized_embeddings(shard).path(f"{shard}.parquet")
 
     def tfds_embeddings(self, shard: EmbeddingShardId) -> Output:
-        """One TFRecord shard of ``laion400m/embeddings``."""
-        return self._output("tfds_embeddings", str(shard), f"{shard}.tfrecord")
+        """One shard of ``laion400m/embeddings``."""
+        return self._records("tfds_embeddings", shard)
 
     def image_embeddings(self, shard: ShardId) -> Output:
         """The vectors of one image shard, joined on (shard, key) or URL."""
@@ -246,7 +263,7 @@ class Layout:
     @property
     def tfds_data_dir(self) -> Path:
         """What users pass to TFDS as ``data_dir``."""
-        return self.root / "tfds"
+        return self._of_format("tfds")
 
     def tfds_config(self, config: str) -> Path:
         """Folder of one config (``images`` or ``embeddings``), above its version."""
@@ -268,7 +285,8 @@ class Layout:
     def dataset(self, config: str) -> Output:
         """Record of the last publication of one config: which shards it holds."""
         stage = f"{DATASET_NAME}_{config}"
-        return Output(stage=stage, partition=stage, folder=self.root / "published", names=(f"{config}.json",))
+        folder = self._of_format("published")
+        return Output(stage=stage, partition=stage, folder=folder, names=(f"{config}.json",))
 
     def catalog(self) -> Output:
         """DuckDB views over every stage."""

@@ -261,7 +261,7 @@ STAGES: Final = (
         code_version=tfds_images.CODE_VERSION,
         group="images",
         kinds=frozenset({"tfrecord"}),
-        description="One TFRecord shard of laion400m/images: `tfds_images/SHARD.tfrecord`, in key order.",
+        description="One shard of laion400m/images, in key order: `tfds_images/SHARD.tfrecord`.",
     ),
     Stage(
         name="laion400m_images",
@@ -327,7 +327,7 @@ STAGES: Final = (
         code_version=tfds_embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"tfrecord"}),
-        description="One TFRecord shard of laion400m/embeddings: `tfds_embeddings/SHARD.tfrecord`.",
+        description="One shard of laion400m/embeddings: `tfds_embeddings/SHARD.tfrecord`.",
     ),
     Stage(
         name="laion400m_embeddings",

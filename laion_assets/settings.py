@@ -25,7 +25,7 @@ from laion_assets.columns import ColumnPolicy
 from laion_assets.errors import SettingsError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.image_policy import ImagePolicy
-from laion_assets.layout import Layout, part_id
+from laion_assets.layout import FileFormat, Layout, part_id
 from laion_assets.policy import Policy
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import EMBEDDING_WIDTH, SOURCE_SCHEMAS
@@ -67,6 +67,14 @@ class EmbeddingSettings(Policy):
     """Elements of a vector: 512 for ViT-B/32, 768 for ViT-L/14."""
 
 
+class TfdsSettings(Policy):
+    """How the TFDS data sets are stored."""
+
+    format: FileFormat = "tfrecord"
+    """``tfrecord``, for ``tfds.load``, in ``tfds/``; or ``array_record``, for ``tfds.data_source`` and Grain,
+    in ``tfds_array_record/`` (Linux only). What was made in the other format stays where it is."""
+
+
 class Settings(BaseSettings):
     """Everything a user may set; ``LAION_FETCH__ATTEMPTS=3`` sets ``attempts`` of ``[fetch]``."""
 
@@ -92,6 +100,7 @@ class Settings(BaseSettings):
     fetch: FetchPolicy = FetchPolicy()
     image: ImagePolicy = ImagePolicy()
     embeddings: EmbeddingSettings = EmbeddingSettings()
+    tfds: TfdsSettings = TfdsSettings()
     quality: Thresholds = Thresholds()
 
     @classmethod
@@ -141,7 +150,7 @@ class Settings(BaseSettings):
     @property
     def layout(self) -> Layout:
         """Paths below the data root."""
-        return Layout(self.data_root)
+        return Layout(self.data_root, self.tfds.format)
 
     def raw_files(self) -> dict[str, str]:
         """Part -> the file or URL it is read from, in order of the sources and then of the names.

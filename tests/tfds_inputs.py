@@ -7,6 +7,7 @@ import io
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def write_image_inputs(layout: Layout, shard: ShardId, rows: Sequence[Row], **ch
         draft.path(requests).write_bytes(b"nor this")
         return Tally(rows=len(rows))
 
-    _publish_anew(layout.images(shard), write_images)
+    images = _publish_anew(layout.images(shard), write_images)
     table = [
         row.columns()
         | {
@@ -90,7 +91,11 @@ def write_image_inputs(layout: Layout, shard: ShardId, rows: Sequence[Row], **ch
         }
         for row, offset in zip(rows, offsets, strict=True)
     ]
-    _write_normalized(layout.normalized_images(shard), _changed(table, NORMALIZED_IMAGES, changes))
+    _write_normalized(
+        layout.normalized_images(shard),
+        _changed(table, NORMALIZED_IMAGES, changes),
+        inputs={"images": images.data_version},
+    )
 
 
 def write_embedding_inputs(
@@ -161,19 +166,21 @@ def _changed(rows: list[dict[str, Any]], schema: pa.Schema, changes: Mapping[str
     return table
 
 
-def _write_normalized(output: Any, table: pa.Table) -> None:
+def _write_normalized(output: Any, table: pa.Table, inputs: Mapping[str, str] = MappingProxyType({})) -> None:
     def write(draft: Draft) -> Tally:
         examples, aside = output.names
         parquet.write_table(draft.path(examples), table, table.schema)
         parquet.write_table(draft.path(aside), ROWS_SET_ASIDE.empty_table(), ROWS_SET_ASIDE)
         return Tally(rows=table.num_rows)
 
-    _publish_anew(output, write)
+    _publish_anew(output, write, inputs)
 
 
-def _publish_anew(output: Any, write: Callable[[Draft], Tally]) -> Manifest:
+def _publish_anew(
+    output: Any, write: Callable[[Draft], Tally], inputs: Mapping[str, str] = MappingProxyType({})
+) -> Manifest:
     output.manifest.unlink(missing_ok=True)
-    return publish(output, Recipe(code_version="test"), write)
+    return publish(output, Recipe(code_version="test", inputs=dict(inputs)), write)
 
 
 def _write_tar(draft: Draft, name: str, rows: Sequence[Row]) -> list[int]:

@@ -22,8 +22,8 @@ from laion_assets.demo.web import DemoWeb
 from laion_assets.errors import SettingsError
 from laion_assets.formats.durable import write_durably
 from laion_assets.formats.publish import require
+from laion_assets.formats.records import read_records
 from laion_assets.formats.tfds import decode_example
-from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import count_failures
 from laion_assets.partitions import Axis, find_partitions
@@ -120,7 +120,7 @@ def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.
     """Caption and pixels of every example, from the TFRecords themselves."""
     for key in shards:
         path = layout.tfds_images(ShardId.parse(key)).only
-        for record, payload in enumerate(read_records(path)):
+        for record, payload in enumerate(read_records(path, layout.file_format)):
             features = decode_example(payload, path=path, record=record)
             with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as picture:
                 yield features["caption"].bytes_list.value[0].decode(), np.asarray(picture.convert("RGB"))

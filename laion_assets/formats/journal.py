@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from laion_assets.errors import CorruptTfrecord
+from laion_assets.errors import CorruptRecords
 from laion_assets.formats import tfrecord
 from laion_assets.formats.durable import make_folder, sync_folder
 
@@ -89,7 +89,7 @@ class Journal:
                     offset = self._end + tfrecord.HEADER_BYTES + len(head) + len(_END_OF_FIELDS)
                     self.entries.append(Entry(fields, offset, len(body)))
                 self._end += len(payload) + tfrecord.FRAMING_BYTES
-        except CorruptTfrecord:
+        except CorruptRecords:
             pass  # torn by a kill: what is behind it counts as never done
         os.ftruncate(self._descriptor, self._end)
         if not is_same:

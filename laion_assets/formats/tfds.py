@@ -21,11 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.errors import CorruptParquet, CorruptTfrecord
+from laion_assets.errors import CorruptParquet, CorruptRecords
 from laion_assets.formats.durable import make_folder, write_durably
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.formats.tfrecord import Payloads
-from laion_assets.layout import DATASET_NAME, DATASET_VERSION
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION, FileFormat
 from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
 from laion_assets.vectors import as_float32
 
@@ -85,10 +85,10 @@ def features(config: Config, width: int = EMBEDDING_WIDTH) -> Any:  # noqa: ANN4
     return tfds.features.FeaturesDict(described)
 
 
-def shard_file_name(shard: int, shard_count: int) -> str:
+def shard_file_name(shard: int, shard_count: int, file_format: FileFormat) -> str:
     """Name by which TFDS looks for one of ``shard_count`` shards (``tfds.core.ShardedFileTemplate``)."""
     digits = max(5, len(str(shard_count)))
-    return f"{DATASET_NAME}-{SPLIT}.tfrecord-{shard:0{digits}d}-of-{shard_count:0{digits}d}"
+    return f"{DATASET_NAME}-{SPLIT}.{file_format}-{shard:0{digits}d}-of-{shard_count:0{digits}d}"
 
 
 def write_metadata(
@@ -98,6 +98,7 @@ def write_metadata(
     shard_lengths: Sequence[int],
     payload_bytes: int,
     width: int = EMBEDDING_WIDTH,
+    file_format: FileFormat = "tfrecord",
 ) -> None:
     """Write ``METADATA_FILES``, in this order, and sync them.
 
@@ -109,6 +110,7 @@ def write_metadata(
         shard_lengths: examples of each shard; TFDS passes over a shard of 0, whose file may be missing.
         payload_bytes: bytes of all records' payloads, without framing.
         width: elements of a vector; of ``embeddings`` only.
+        file_format: of the shards.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.vision_language.laion400m import laion400m as official
@@ -128,9 +130,9 @@ def write_metadata(
         homepage=official._HOMEPAGE,  # noqa: SLF001
         citation=official._CITATION,  # noqa: SLF001
     )
-    info.set_file_format("tfrecord")
+    info.set_file_format(file_format)
     template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=DATASET_NAME, split=SPLIT, filetype_suffix="tfrecord"
+        data_dir=folder, dataset_name=DATASET_NAME, split=SPLIT, filetype_suffix=file_format
     )
     split = tfds.core.SplitInfo(
         name=SPLIT,
@@ -183,7 +185,7 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
         record: its number there, for the message.
 
     Raises:
-        CorruptTfrecord: if it is no example.
+        CorruptRecords: if it is no example.
     """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow_datasets.proto import tf_example_pb2
@@ -191,7 +193,7 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
     try:
         features: Features = tf_example_pb2.Example.FromString(payload).features.feature
     except DecodeError as error:
-        raise CorruptTfrecord(
+        raise CorruptRecords(
             path,
             expected=f"record {record} to be a tf.train.Example",
             found=str(error),
@@ -214,7 +216,7 @@ def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path:
     lengths = np.fromiter(map(len, pictures), np.int64, len(pictures))
     before = [*_text("caption", rows), _openings("image", _BYTES, lengths)]
     after = _joined([*_text("license", rows), *_numbers(rows, path), *_text("url", rows)])
-    head = _openings_of_examples(sum(map(_lengths, [*before, after])) + lengths)
+    head = _openings_of_examples(np.sum([*map(_lengths, (*before, after)), lengths], axis=0))
     return _joined([head, *before]).to_pylist(), pictures, after.to_pylist()
 
 
@@ -243,7 +245,7 @@ def encode_embedding_examples(
         *_floats("text_embedding", text_embedding),
         *_text("url", rows),
     ]
-    head = _openings_of_examples(sum(map(_lengths, body)))
+    head = _openings_of_examples(np.sum([_lengths(part) for part in body], axis=0))
     return (_joined([head, *body]).to_pylist(),)
 
 

@@ -22,7 +22,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from laion_assets.errors import CorruptTfrecord
+from laion_assets.errors import CorruptRecords
 
 _LENGTH: Final = Struct("<Q")
 _CHECKSUM: Final = Struct("<I")
@@ -39,12 +39,12 @@ _BUFFER_BYTES: Final = 1 << 20
 _MOST_PIECES: Final = 1024
 
 Payloads = tuple[Sequence[bytes], ...]
-"""Payloads in one or several parts that follow each other, so that a picture need not be copied to be written:
-part j of payload i is ``payloads[j][i]``."""
+"""Payloads, in parts that follow each other so that a picture need not be copied to be written: part j of
+payload i is ``payloads[j][i]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfrecordSummary:
+class RecordsSummary:
     """What a file holds.
 
     Attributes:
@@ -56,7 +56,7 @@ class TfrecordSummary:
     payload_bytes: int
 
 
-def write_records(path: Path, batches: Iterable[Payloads]) -> TfrecordSummary:
+def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
     """Write one record for each payload; equal payloads give equal bytes.
 
     Returns:
@@ -65,7 +65,7 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> TfrecordSummary:
     records = payload_bytes = 0
     with path.open("wb", buffering=0) as file:
         for batch in batches:
-            lengths = sum(np.fromiter(map(len, parts), np.int64) for parts in batch)
+            lengths = np.sum([np.fromiter(map(len, parts), np.int64) for parts in batch], axis=0)
             crcs: Iterable[int] = repeat(0)
             for parts in batch:
                 crcs = map(google_crc32c.extend, crcs, parts)
@@ -74,7 +74,7 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> TfrecordSummary:
             _write(file, list(chain.from_iterable(zip(headers, *batch, checksums, strict=True))))
             records += len(lengths)
             payload_bytes += int(lengths.sum())
-    return TfrecordSummary(records=records, payload_bytes=payload_bytes)
+    return RecordsSummary(records=records, payload_bytes=payload_bytes)
 
 
 def _write(file: io.FileIO, pieces: Sequence[bytes]) -> None:
@@ -93,7 +93,7 @@ def frame(payload: bytes) -> bytes:
     return _header(len(payload)) + payload + _checksum(payload)
 
 
-def read_records(path: Path, *, expected: TfrecordSummary | None = None) -> Iterator[bytes]:
+def read_records(path: Path, *, expected: RecordsSummary | None = None) -> Iterator[bytes]:
     """Yield the payloads, each once its checksum has been found right.
 
     Args:
@@ -102,7 +102,7 @@ def read_records(path: Path, *, expected: TfrecordSummary | None = None) -> Iter
             a whole one.
 
     Raises:
-        CorruptTfrecord: if a record is cut short or has another checksum than its bytes, or if the file
+        CorruptRecords: if a record is cut short or has another checksum than its bytes, or if the file
             does not hold what was expected.
     """
     records = payload_bytes = 0
@@ -114,25 +114,25 @@ def read_records(path: Path, *, expected: TfrecordSummary | None = None) -> Iter
             records += 1
             payload_bytes += len(payload)
             left -= HEADER_BYTES + len(payload) + _CHECKSUM.size
-    found = TfrecordSummary(records=records, payload_bytes=payload_bytes)
+    found = RecordsSummary(records=records, payload_bytes=payload_bytes)
     if expected is not None and found != expected:
         _refuse(path, _spell(expected), _spell(found))
 
 
-def check_records(path: Path, *, expected: TfrecordSummary | None = None) -> TfrecordSummary:
+def check_records(path: Path, *, expected: RecordsSummary | None = None) -> RecordsSummary:
     """Read a file through and verify every checksum.
 
     Returns:
         What the file holds.
 
     Raises:
-        CorruptTfrecord: as :func:`read_records`.
+        CorruptRecords: as :func:`read_records`.
     """
     records = payload_bytes = 0
     for payload in read_records(path, expected=expected):
         records += 1
         payload_bytes += len(payload)
-    return TfrecordSummary(records=records, payload_bytes=payload_bytes)
+    return RecordsSummary(records=records, payload_bytes=payload_bytes)
 
 
 def _read_payload(file: BinaryIO, header: bytes, left: int, path: Path, record: int) -> bytes:
@@ -169,12 +169,12 @@ def _masked(crc: Any) -> Any:
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def _spell(summary: TfrecordSummary) -> str:
+def _spell(summary: RecordsSummary) -> str:
     return f"{summary.records} records of {summary.payload_bytes} bytes"
 
 
 def _refuse(path: Path, expected: str, found: str) -> NoReturn:
-    raise CorruptTfrecord(
+    raise CorruptRecords(
         path,
         expected=expected,
         found=found,

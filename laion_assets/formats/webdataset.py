@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _OWNER_FIELD: Final = slice(265, 297)
 
 # Stem and extension; nothing that could lead out of a folder.
 _NAME: Final = re.compile(r"(?P<stem>[A-Za-z0-9_-]+)\.(?P<extension>[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)")
+_OCTAL: Final = re.compile(rb"[0-7]+")
+_BLANK: Final = ord(" ")
 _MAX_NAME_BYTES: Final = 100
 _MAX_SIZE: Final = 8**11 - 1  # eleven octal digits
 # What a header may say about the one after it; img2dataset's hold a time.
@@ -207,10 +210,14 @@ class _Reader:
     def _member_size(self, block: bytes) -> int:
         """Size in a header, once its checksum holds."""
         recorded = self._octal(block[148:156])
-        blank = block[:148] + b" " * 8 + block[156:]
-        # Some old writers summed signed bytes, and tarfile takes both.
-        if recorded != sum(blank) and recorded != sum(byte - 256 * (byte > 127) for byte in blank):
-            raise self.corrupt("a header whose checksum holds", "another")
+        # The sum of all bytes, its own field taken as blanks. Adler-32 begun at 0 has it in its lower half,
+        # unless it is as large as 65,521, which no sum of ASCII letters and zeros is.
+        total = (zlib.adler32(block, 0) & 0xFFFF) - sum(block[148:156]) + 8 * _BLANK
+        if recorded != total:
+            blank = block[:148] + b" " * 8 + block[156:]
+            # Some old writers summed signed bytes, and tarfile takes both.
+            if recorded not in (sum(blank), sum(byte - 256 * (byte > 127) for byte in blank)):
+                raise self.corrupt("a header whose checksum holds", "another")
         field = block[124:136]
         if field[0] == 0x80:  # GNU: binary
             return int.from_bytes(field[1:])
@@ -218,7 +225,7 @@ class _Reader:
 
     def _octal(self, field: bytes) -> int:
         digits = field.strip(b" \0") or b"0"
-        if not re.fullmatch(rb"[0-7]+", digits):
+        if not _OCTAL.fullmatch(digits):
             raise self.corrupt("octal digits in a header", f"{digits!r}")
         return int(digits, 8)
 

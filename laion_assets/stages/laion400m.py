@@ -214,14 +214,17 @@ class _Dataset:
         """Name of each shard's file in the data set, and its manifest; a shard of no examples has none."""
         for number, manifest in self.shards.items():
             if manifest.counts["examples"]:
-                yield tfds.shard_file_name(number, self.shard_count), manifest
+                yield self._file_name(number), manifest
+
+    def _file_name(self, shard: int) -> str:
+        return tfds.shard_file_name(shard, self.shard_count, self.layout.file_format)
 
     def _make_build(self, builds: Path) -> Path:
         build = _new_folder(builds, self._digest)
         for number, manifest in self.shards.items():
             output = _shard_output(self.config, self.layout, number)
             if manifest.counts["examples"]:
-                _link(output.only, build / tfds.shard_file_name(number, self.shard_count))
+                _link(output.only, build / self._file_name(number))
             # Asked after linking: a shard made again since has another manifest by now, or none.
             if read_manifest(output) != manifest:
                 raise ShardBusy(
@@ -236,6 +239,7 @@ class _Dataset:
             ],
             payload_bytes=self.payload_bytes,
             width=self.width,
+            file_format=self.layout.file_format,
         )
         sync_folder(build)
         return build

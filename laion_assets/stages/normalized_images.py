@@ -29,6 +29,7 @@ from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import normalize_metadata, set_aside_reasons
 from laion_assets.outcomes import Status
+from laion_assets.picture_header import read_header
 from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside
 
@@ -134,19 +135,28 @@ def _look_at_picture(
         return _Refused(reason=SetAside.NOT_TFDS_FORMAT, detail=detail)
     member = members[found[0]]
     body = os.pread(descriptor, member.size, member.offset)
-    try:
-        # Opening reads the header only.
-        with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
-            mode, (width, height) = picture.mode, picture.size
-            if decode:
-                if width * height > MAX_PIXELS:
-                    raise ValueError(f"{width} x {height} pixels are too many to decode")
-                picture.load()
-    except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
-        return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=f"{type(error).__name__}: {error}"[:200])
-    if mode not in THREE_CHANNEL_MODES:
-        return _Refused(reason=SetAside.NOT_THREE_CHANNELS, detail=f"mode {mode}")
+    header = None if decode else read_header(body)
+    if header is not None and header.channels in (1, 3) and header.bits == 8:
+        width, height = header.width, header.height
+    else:
+        try:
+            mode, (width, height) = _open(body, decode=decode)
+        except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
+            detail = f"{type(error).__name__}: {error}"[:200]
+            return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=detail)
+        if mode not in THREE_CHANNEL_MODES:
+            return _Refused(reason=SetAside.NOT_THREE_CHANNELS, detail=f"mode {mode}")
     return _Picture(width=width, height=height, sha256=hashlib.sha256(body).hexdigest(), member=member)
+
+
+def _open(body: bytes, *, decode: bool) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode and size of a picture, once its header, or all of it, was read."""
+    with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
+        if decode:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many to decode")
+            picture.load()
+        return picture.mode, picture.size
 
 
 def _unacceptable(reason: str | None, similarity: float | None) -> _Refused | None:

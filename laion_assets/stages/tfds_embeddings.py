@@ -1,4 +1,4 @@
-"""One TFRecord shard of ``laion400m/embeddings``: the joined vectors with their normalized metadata."""
+"""One shard of ``laion400m/embeddings``: the joined vectors with their normalized metadata."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_assets.errors import MisalignedEmbeddings
-from laion_assets.formats import parquet, tfds, tfrecord
+from laion_assets.formats import parquet, records, tfds
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
+from laion_assets.formats.tfrecord import Payloads
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, embedding_join
 
@@ -50,7 +51,7 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
     )
 
     def write(draft: Draft) -> Tally:
-        written = tfrecord.write_records(draft.only, _examples(shard, layout, width))
+        written = records.write_records(draft.only, _examples(shard, layout, width), layout.file_format)
         counts = {"examples": written.records, "payload_bytes": written.payload_bytes}
         return Tally(rows=written.records, counts=counts)
 
@@ -58,7 +59,7 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
     return publish(layout.tfds_embeddings(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[tfrecord.Payloads]:
+def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[Payloads]:
     normalized = layout.normalized_embeddings_table(shard)
     joined = _JoinedRows(layout.embedding_join(shard).only, width)
     for rows in parquet.read_batches(normalized, NORMALIZED_EMBEDDINGS, batch_rows=_ROWS_AT_A_TIME):

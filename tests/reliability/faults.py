@@ -34,7 +34,7 @@ from typing import Any, Final, NamedTuple
 
 import life
 
-from laion_assets.errors import CorruptTfrecord, LaionAssetsError, StorageError
+from laion_assets.errors import CorruptRecords, LaionAssetsError, StorageError
 from laion_assets.formats import tfds, tfrecord
 from laion_assets.formats.publish import Manifest, done, sha256_of, verify
 from laion_assets.layout import DATASET_VERSION, Output
@@ -415,7 +415,7 @@ def _files(folder: Path) -> dict[str, str]:
 def _entries(journal: Path) -> int:
     """Whole records of a journal, if there is one, after the first, which says what the work is."""
     records = 0
-    with suppress(FileNotFoundError, CorruptTfrecord):
+    with suppress(FileNotFoundError, CorruptRecords):
         for _ in tfrecord.read_records(journal):
             records += 1
     return max(0, records - 1)
@@ -432,10 +432,10 @@ def _missing_in_data_set(link: Path) -> Iterator[str]:
     (split,) = json.loads((link / "dataset_info.json").read_bytes())["splits"]
     lengths = [int(length) for length in split["shardLengths"]]
     for shard, length in enumerate(lengths):
-        path = link / tfds.shard_file_name(shard, len(lengths))
+        path = link / tfds.shard_file_name(shard, len(lengths), "tfrecord")
         try:
             found: object = sum(1 for _ in tfrecord.read_records(path)) if length else 0
-        except (FileNotFoundError, CorruptTfrecord) as error:
+        except (FileNotFoundError, CorruptRecords) as error:
             found = error
         if found != length:
             yield f"{path}: {found} instead of {length} examples"

@@ -35,7 +35,7 @@ from laion_assets.defs.instance import open_instance
 from laion_assets.demo.dataset import captions_true, make_demo
 from laion_assets.demo.run import _examples
 from laion_assets.demo.web import OUTCOMES, DemoWeb, Fault
-from laion_assets.errors import CorruptTfrecord
+from laion_assets.errors import CorruptRecords
 from laion_assets.formats.publish import verify
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
@@ -192,7 +192,7 @@ class Backfill:
         for path in self.layout.images_folder.glob(".journals/*.journal"):
             table = pq.read_table(self.layout.samples(ShardId.parse(path.stem)).only).sort_by("key")
             asked = [row["url"] for row in table.to_pylist() if row["set_aside"] is None]
-            with suppress(CorruptTfrecord):  # the last record, torn by the kill
+            with suppress(CorruptRecords):  # the last record, torn by the kill
                 for number, record in enumerate(read_records(path)):
                     if number:  # the first says what the work is
                         found.add(asked[json.loads(record.split(b"\n", 1)[0])["index"]])

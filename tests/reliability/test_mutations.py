@@ -113,7 +113,7 @@ def map_vectors(path: Path) -> bytes:
 
 def read_payloads(path: Path) -> list[bytes]:
     summary = json.loads(path.with_suffix(".summary").read_text())
-    return list(tfrecord.read_records(path, expected=tfrecord.TfrecordSummary(**summary)))
+    return list(tfrecord.read_records(path, expected=tfrecord.RecordsSummary(**summary)))
 
 
 def check_as_placed(path: Path) -> Any:

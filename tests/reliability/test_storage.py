@@ -31,7 +31,7 @@ from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
 from laion_assets.errors import (
-    CorruptTfrecord,
+    CorruptRecords,
     DiskFull,
     FileTooLong,
     NotWritable,
@@ -229,7 +229,7 @@ def run(stage: str, folder: Path) -> None:
 def entries(journal: Path) -> list[dict[str, Any]]:
     """What a journal says was finished, up to where it is torn."""
     found = []
-    with suppress(CorruptTfrecord, FileNotFoundError):
+    with suppress(CorruptRecords, FileNotFoundError):
         found.extend(json.loads(payload.partition(b"\n")[0]) for payload in read_records(journal))
     return found[1:]  # the first says what the work is
 

@@ -27,8 +27,8 @@ _SIMILARITIES = (-1.0, 0.0, 0.3, 1.0, 0.31234567891234567)
 _TAGS = tuple(NsfwTag)
 
 # Shards that are there -> their examples; 0, 3 and 6 are missing, 4 has no examples.
-_SHARDS = {1: 5, 2: 1, 4: 0, 5: 7}
-_SHARD_COUNT = 7
+SHARDS = {1: 5, 2: 1, 4: 0, 5: 7}
+SHARD_COUNT = 7
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Dataset:
     text: dict[str, np.ndarray]
 
 
-def _row(shard: int, number: int) -> Row:
+def row_of(shard: int, number: int) -> Row:
     return Row(
         key=f"{shard:05d}{number:04d}",
         url=f"http://example.org/{shard}/{number}?ü",
@@ -60,24 +60,26 @@ def _row(shard: int, number: int) -> Row:
     )
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    layout = Layout(tmp_path_factory.mktemp("images"))
+def publish_images(layout: Layout) -> Dataset:
     rows = {}
-    for number, examples in _SHARDS.items():
-        shard_rows = [_row(number, row) for row in range(examples)]
+    for number, examples in SHARDS.items():
+        shard_rows = [row_of(number, row) for row in range(examples)]
         write_image_inputs(layout, ShardId(number), shard_rows)
         write_tfds_images(ShardId(number), layout)
         rows |= {row.url: row for row in shard_rows}
-    publish_dataset("images", layout, shard_count=_SHARD_COUNT)
+    publish_dataset("images", layout, shard_count=SHARD_COUNT)
     return Dataset(layout, rows, {}, {})
 
 
-def _publish_embeddings(root: Path, width: int) -> Dataset:
-    layout = Layout(root)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return publish_images(Layout(tmp_path_factory.mktemp("images")))
+
+
+def publish_embeddings(layout: Layout, width: int) -> Dataset:
     found = Dataset(layout, {}, {}, {})
-    for number, examples in _SHARDS.items():
-        shard, rows = EmbeddingShardId(number), [_row(number, row) for row in range(examples)]
+    for number, examples in SHARDS.items():
+        shard, rows = EmbeddingShardId(number), [row_of(number, row) for row in range(examples)]
         image, text = vectors(examples, width, seed=number), vectors(examples, width, seed=100 + number)
         if examples:
             # The smallest and largest values of a float16, and a negative zero.
@@ -87,13 +89,13 @@ def _publish_embeddings(root: Path, width: int) -> Dataset:
         found.rows.update({row.url: row for row in rows})
         found.image.update({row.url: vector for row, vector in zip(rows, image, strict=True)})
         found.text.update({row.url: vector for row, vector in zip(rows, text, strict=True)})
-    publish_dataset("embeddings", layout, shard_count=_SHARD_COUNT, width=width)
+    publish_dataset("embeddings", layout, shard_count=SHARD_COUNT, width=width)
     return found
 
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return _publish_embeddings(tmp_path_factory.mktemp("embeddings"), 512)
+    return publish_embeddings(Layout(tmp_path_factory.mktemp("embeddings")), 512)
 
 
 def _builder(dataset: Dataset, config: str, way: str) -> Any:
@@ -128,8 +130,8 @@ _WAYS = pytest.mark.parametrize("way", ["by name", "from directory"])
 @_WAYS
 def test_images_are_what_went_in(images: Dataset, way: str) -> None:
     builder = _builder(images, "images", way)
-    assert builder.info.splits["train"].num_examples == sum(_SHARDS.values())
-    assert builder.info.splits["train"].shard_lengths == [_SHARDS.get(k, 0) for k in range(_SHARD_COUNT)]
+    assert builder.info.splits["train"].num_examples == sum(SHARDS.values())
+    assert builder.info.splits["train"].shard_lengths == [SHARDS.get(k, 0) for k in range(SHARD_COUNT)]
     found = _read(builder)
     assert sorted(example["url"].decode() for example in found) == sorted(images.rows)
     for example in found:
@@ -165,7 +167,7 @@ def test_embeddings_are_what_went_in(embeddings: Dataset, way: str) -> None:
 
 
 def test_vectors_of_another_width_are_read_from_the_directory(tmp_path: Path) -> None:
-    narrow = _publish_embeddings(tmp_path, 8)
+    narrow = publish_embeddings(Layout(tmp_path), 8)
     found = _read(_builder(narrow, "embeddings", "from directory"))
     for example in found:
         assert example["text_embedding"].tobytes() == narrow.text[example["url"].decode()].tobytes()
@@ -175,10 +177,10 @@ def test_load_by_name_with_the_default_config(images: Dataset) -> None:
     import tensorflow_datasets as tfds
 
     loaded = tfds.load("laion400m/images", split="train", data_dir=str(images.layout.tfds_data_dir))
-    assert len(loaded) == sum(_SHARDS.values())
+    assert len(loaded) == sum(SHARDS.values())
     builder = tfds.builder("laion400m", data_dir=str(images.layout.tfds_data_dir))
     assert builder.builder_config.name == "images"
-    assert len(_read(builder)) == sum(_SHARDS.values())
+    assert len(_read(builder)) == sum(SHARDS.values())
     stored = tfds.core.dataset_builder.load_default_config_name(images.layout.tfds_default_config.parents[1])
     assert stored == "images"
 
@@ -212,12 +214,12 @@ def test_even_splits_hold_everything_once(images: Dataset) -> None:
 
 def test_a_growing_data_set_is_read_anew(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    write_image_inputs(layout, ShardId(0), [_row(0, 0)])
+    write_image_inputs(layout, ShardId(0), [row_of(0, 0)])
     write_tfds_images(ShardId(0), layout)
     publish_dataset("images", layout, shard_count=2)
     dataset = Dataset(layout, {}, {}, {})
     opened = _builder(dataset, "images", "from directory")
-    write_image_inputs(layout, ShardId(1), [_row(1, 0), _row(1, 1)])
+    write_image_inputs(layout, ShardId(1), [row_of(1, 0), row_of(1, 1)])
     write_tfds_images(ShardId(1), layout)
     publish_dataset("images", layout, shard_count=2)
     assert len(_read(opened)) == 1
@@ -260,7 +262,9 @@ def test_numbytes_is_what_tfds_itself_would_record(images: Dataset) -> None:
 
 def _shard_files(dataset: Dataset) -> list[tuple[int, Path]]:
     folder = dataset.layout.tfds_version("images")
-    names = {number: formats.shard_file_name(number, _SHARD_COUNT) for number in range(_SHARD_COUNT)}
+    names = {
+        number: formats.shard_file_name(number, SHARD_COUNT, "tfrecord") for number in range(SHARD_COUNT)
+    }
     return [(number, folder / name) for number, name in names.items() if (folder / name).exists()]
 
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import duckdb
 
-from laion_assets.errors import CorruptInput, CorruptTfrecord
+from laion_assets.errors import CorruptInput, CorruptRecords
 from laion_assets.formats import tfds
 from laion_assets.formats.publish import Manifest, read_manifest
-from laion_assets.formats.tfrecord import read_records
+from laion_assets.formats.records import read_records
 from laion_assets.layout import ShardId
 from laion_assets.published import manifests_of, output_of, version_of_everything
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, read_json_object, spread
@@ -56,7 +56,8 @@ class _Dataset:
 
     def file(self, key: str) -> Any:  # noqa: ANN401 (a Path; of no type to the untyped record)
         """Where a shard's records are."""
-        return self.folder / tfds.shard_file_name(ShardId.parse(key).number, self.shard_count)
+        number = ShardId.parse(key).number
+        return self.folder / tfds.shard_file_name(number, self.shard_count, self.layout.file_format)
 
     def manifest(self, key: str) -> Manifest | None:
         """The shard's manifest now, which may be of a later making."""
@@ -110,8 +111,8 @@ def _records_counted(subject: Subject, config: tfds.Config) -> Verdict:
     for key in chosen:
         expected = dataset.shards[key]["examples"]
         try:
-            found = sum(1 for _ in read_records(dataset.file(key)))
-        except CorruptTfrecord as error:
+            found = sum(1 for _ in read_records(dataset.file(key), subject.layout.file_format))
+        except CorruptRecords as error:
             offences.add(key, str(error))
             continue
         except FileNotFoundError:

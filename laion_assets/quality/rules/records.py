@@ -1,4 +1,4 @@
-"""Rules of the TFRecord shards: every record is read back and compared with the row it was made from."""
+"""Rules of the TFDS shards: every record is read back and compared with the row it was made from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Manifest, require
+from laion_assets.formats.records import read_records
 from laion_assets.formats.tfds import Features, decode_example
-from laion_assets.formats.tfrecord import read_records
 from laion_assets.quality.rules.embeddings import read_vectors
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict
 from laion_assets.schema import NORMALIZED_EMBEDDINGS, NORMALIZED_IMAGES, NsfwTag, embedding_join
@@ -28,7 +28,8 @@ def _images_read_back(subject: Subject) -> Verdict:
     path = subject.layout.tfds_images(subject.shard).only
     table = subject.layout.normalized_table(subject.shard)
     manifest = require(subject.layout.tfds_images(subject.shard))
-    return _read_back(path, manifest, _rows(table, NORMALIZED_IMAGES), _image_differs)
+    records = read_records(path, subject.layout.file_format)
+    return _read_back(path, records, manifest, _rows(table, NORMALIZED_IMAGES), _image_differs)
 
 
 def _image_differs(row: Mapping[str, Any], features: Features) -> str | None:
@@ -41,7 +42,8 @@ def _image_differs(row: Mapping[str, Any], features: Features) -> str | None:
 def _embeddings_read_back(subject: Subject) -> Verdict:
     path = subject.layout.tfds_embeddings(subject.embedding_shard).only
     manifest = require(subject.layout.tfds_embeddings(subject.embedding_shard))
-    return _read_back(path, manifest, _rows_with_vectors(subject), _vectors_differ)
+    records = read_records(path, subject.layout.file_format)
+    return _read_back(path, records, manifest, _rows_with_vectors(subject), _vectors_differ)
 
 
 def _vectors_differ(row: Mapping[str, Any], features: Features) -> str | None:
@@ -76,6 +78,7 @@ def _rows_with_vectors(subject: Subject) -> Iterator[dict[str, Any]]:
 
 def _read_back(
     path: Path,
+    payloads: Iterator[bytes],
     manifest: Manifest,
     rows: Iterator[dict[str, Any]],
     differs: Callable[[Mapping[str, Any], Features], str | None],
@@ -83,7 +86,7 @@ def _read_back(
     """Compare each record with the row in the same place: a record holds no key, its file is in row order."""
     offences = Offences()
     records = payload_bytes = 0
-    for payload, row in zip_longest(read_records(path), rows):
+    for payload, row in zip_longest(payloads, rows):
         if payload is not None:
             features = decode_example(payload, path=path, record=records)
             payload_bytes += len(payload)

@@ -137,16 +137,17 @@ def test_an_unknown_tag_is_refused() -> None:
         tfds.encode_image_examples(rows, [b"", b""], _PATH)
 
 
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 @pytest.mark.parametrize("shard_count", [1, 3, 41_455, 99_999, 100_000, 1_234_567])
-def test_shard_names_are_tfds_own(shard_count: int) -> None:
+def test_shard_names_are_tfds_own(shard_count: int, file_format: str) -> None:
     from tensorflow_datasets.core.naming import ShardedFileTemplate
 
     template = ShardedFileTemplate(
-        data_dir="/d", dataset_name="laion400m", split="train", filetype_suffix="tfrecord"
+        data_dir="/d", dataset_name="laion400m", split="train", filetype_suffix=file_format
     )
     for shard in {0, shard_count // 2, shard_count - 1}:
         expected = template.sharded_filepath(shard_index=shard, num_shards=shard_count).name
-        assert tfds.shard_file_name(shard, shard_count) == expected
+        assert tfds.shard_file_name(shard, shard_count, file_format) == expected
 
 
 @pytest.mark.parametrize("config", ["images", "embeddings"])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from laion_assets.errors import CorruptTfrecord
-from laion_assets.formats.tfrecord import TfrecordSummary, check_records, read_records, write_records
+from laion_assets.errors import CorruptRecords
+from laion_assets.formats.tfrecord import RecordsSummary, check_records, read_records, write_records
 
 _PAYLOADS = st.lists(st.binary(max_size=200), max_size=6)
 _ON_FILES = settings(
@@ -22,7 +22,7 @@ _ON_FILES = settings(
 def test_what_is_written_is_read(tmp_path: Path, payloads: list[bytes]) -> None:
     path = tmp_path / "a.tfrecord"
     summary = write_records(path, [(payloads,)])
-    assert summary == TfrecordSummary(records=len(payloads), payload_bytes=sum(map(len, payloads)))
+    assert summary == RecordsSummary(records=len(payloads), payload_bytes=sum(map(len, payloads)))
     assert list(read_records(path, expected=summary)) == payloads
     assert check_records(path) == summary
     assert path.stat().st_size == summary.payload_bytes + 16 * summary.records
@@ -36,7 +36,7 @@ def test_every_changed_byte_is_refused(tmp_path: Path, payloads: list[bytes], fl
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
-        with pytest.raises(CorruptTfrecord, match=r"a\.tfrecord: expected .* found .*"):
+        with pytest.raises(CorruptRecords, match=r"a\.tfrecord: expected .* found .*"):
             check_records(path)
 
 
@@ -51,10 +51,10 @@ def test_every_truncation_is_refused(tmp_path: Path, payloads: list[bytes]) -> N
         ends.add(max(ends) + 16 + len(payload))
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(CorruptTfrecord):
+        with pytest.raises(CorruptRecords):
             check_records(path, expected=summary)
         if length not in ends:  # between records only the count tells
-            with pytest.raises(CorruptTfrecord):
+            with pytest.raises(CorruptRecords):
                 check_records(path)
 
 
@@ -66,22 +66,22 @@ def test_trailing_bytes_are_refused(tmp_path: Path, payloads: list[bytes], more:
     path = tmp_path / "a.tfrecord"
     write_records(path, [(payloads,)])
     path.write_bytes(path.read_bytes() + more)
-    with pytest.raises(CorruptTfrecord):
+    with pytest.raises(CorruptRecords):
         check_records(path)
 
 
 def test_a_record_too_many_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tfrecord"
     write_records(path, [([b"one", b"two"],)])
-    with pytest.raises(CorruptTfrecord, match="1 records of 3 bytes"):
-        check_records(path, expected=TfrecordSummary(records=1, payload_bytes=3))
+    with pytest.raises(CorruptRecords, match="1 records of 3 bytes"):
+        check_records(path, expected=RecordsSummary(records=1, payload_bytes=3))
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**40])
 def test_a_made_up_length_asks_for_no_memory(tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.tfrecord"
     path.write_bytes(_header(length) + b"x" * 100)
-    with pytest.raises(CorruptTfrecord, match=f"record 0 of {length} bytes"):
+    with pytest.raises(CorruptRecords, match=f"record 0 of {length} bytes"):
         check_records(path)
 
 
