@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,9 +24,10 @@ SHARD_DIGITS: Final = 5
 _USUAL_ROW_DIGITS: Final = 4
 
 
-def sample_key(shard: ShardId, row: int, *, row_digits: int) -> str:
-    """Global key of a row of a shard."""
-    return f"{shard.number:0{SHARD_DIGITS}d}{row:0{row_digits}d}"
+def sample_keys(shard: ShardId, rows: int, *, row_digits: int) -> pa.Array:
+    """Global keys of a shard's rows, from its first: strings."""
+    numbers = pc.utf8_lpad(pa.array(np.arange(rows)).cast(pa.string()), row_digits, "0")
+    return pc.binary_join_element_wise(f"{shard.number:0{SHARD_DIGITS}d}", numbers, "")
 
 
 def spelled_keys(keys: pa.ChunkedArray, stems: Iterable[str]) -> pa.Array:

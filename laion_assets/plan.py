@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
+import pyarrow as pa
+
 from laion_assets.errors import CorruptManifest, MissingInput, PlanError
 from laion_assets.formats.sealed import fingerprint, seal, unseal
-from laion_assets.keys import sample_key
+from laion_assets.keys import sample_keys
 from laion_assets.layout import Layout, ShardId
 
 _PLAN_FORMAT: Final = 2
@@ -84,9 +86,9 @@ class ShardPlan:
         """Data version that stays the same while the plan is only appended to."""
         return fingerprint({"rows_per_shard": self.rows_per_shard})
 
-    def key(self, shard: ShardId, row: int) -> str:
-        """Key of a row of a shard, as img2dataset writes it (``000120034`` is row 34 of shard 12)."""
-        return sample_key(shard, row, row_digits=self.key_digits)
+    def keys(self, shard: ShardId, rows: int) -> pa.Array:
+        """Keys of a shard's first rows, as img2dataset writes them (``000120034`` is row 34 of shard 12)."""
+        return sample_keys(shard, rows, row_digits=self.key_digits)
 
     def rows_of(self, shard: ShardId) -> RowRange | None:
         """Where a shard's rows lie; None for a shard that img2dataset made.

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from laion_assets.demo.rows import Row, invent_rows
 from laion_assets.demo.scenes import Scene, read_scene
 from laion_assets.formats.durable import write_durably
-from laion_assets.keys import sample_key
+from laion_assets.keys import sample_keys
 from laion_assets.layout import ShardId
 from laion_assets.outcomes import Outcome
 from laion_assets.schema import EMBEDDING_WIDTH, RAW
@@ -284,11 +284,13 @@ def _embeddings(
 
 
 def _metadata(rows: Sequence[tuple[int, int, Row]], rows_per_shard: int) -> pa.Table:
+    # Keys of the release are local to a shard.
+    keys = sample_keys(ShardId(0), rows_per_shard, row_digits=len(str(rows_per_shard - 1))).to_pylist()
+
     def describe(index: int, shard: int, number: int, row: Row) -> dict[str, Any]:
         is_placed = index % _WITHOUT_SHARD != _WITHOUT_SHARD - 1
         return {
-            # Keys of the release are local to a shard.
-            "image_path": sample_key(ShardId(0), number, row_digits=len(str(rows_per_shard - 1))),
+            "image_path": keys[number],
             "caption": row.text,
             "NSFW": row.nsfw,
             "similarity": row.similarity,

@@ -111,7 +111,7 @@ def _planned_rows(
     further = raw.select(list(names.values())).rename_columns(list(names))
     raw = raw.select(RAW.names).cast(RAW)
     columns = {name: raw[source] for name, source in _FROM_RAW.items()}
-    keys = pa.array([plan.key(shard, row) for row in range(rows.rows)], pa.string())
+    keys = plan.keys(shard, rows.rows)
     fields = [extra_field(field.name, field.type) for field in further.schema]
     return pa.table({"key": keys, **columns}), further.cast(pa.schema(fields))
 

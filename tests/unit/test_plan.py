@@ -62,7 +62,10 @@ def test_shards_placed_elsewhere_keep_their_numbers():
     ],
 )
 def test_keys_are_those_of_img2dataset(rows_per_shard, shard, row, key):
-    assert ShardPlan(rows_per_shard=rows_per_shard).key(ShardId(shard), row) == key
+    keys = ShardPlan(rows_per_shard=rows_per_shard).keys(ShardId(shard), rows_per_shard).to_pylist()
+    assert keys[row] == key
+    assert len(set(keys)) == rows_per_shard
+    assert keys == sorted(keys)
 
 
 def test_a_plan_survives_its_file(tmp_path):
