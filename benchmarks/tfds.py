@@ -24,20 +24,21 @@ from rich.table import Table
 
 from benchmarks.measuring import Failed
 from benchmarks.report import describe_hardware
-from benchmarks.tfds_inputs import make_embeddings, make_image_shard
+from benchmarks.tfds_inputs import make_embeddings, make_image_shard, make_part
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = REPOSITORY / ".bench"
 OFFICIAL: Final = REPOSITORY / ".venv-tfds-official" / "bin" / "python"
 _ONLY: Final = ("both", "ours")
-_PARTS: Final = ("embeddings", "images", "memory")
+_PARTS: Final = ("embeddings", "images", "split", "memory")
 
 # Setting -> its value in full and with --quick.
 _SIZES: Final = {
     "rounds": (3, 1),
     "embeddings": (200_000, 2_000),
     "official_embeddings": (20_000, 500),
-    "images": (5_000, 200),
+    "images": (10_000, 200),
+    "split": (13_000_000, 40_000),
     "official_images": (2_000, 100),
     "most_embeddings": (1_000_000, 4_000),
     "seed": (1, 1),
@@ -55,6 +56,7 @@ _WORKS: Final = {
         "embeddings_write": (_EMBEDDINGS, ("write",)),
     },
     "images": {"images": (("link",), _IMAGES), "images_copy": (("link",), ("copy",))},
+    "split": {"split": (("part",), ("split",)), "split_duckdb": ((), ("duckdb",))},
 }
 
 REMARKS: Final = (
@@ -63,6 +65,8 @@ REMARKS: Final = (
     "embeddings: from the joined and the normalized table to the published shard, checksums of all three",
     "files included. embeddings_chain: from the three source files, checked, joined and proven aligned.",
     "images: from the tar and its table, every picture's header opened, to the published shard.",
+    "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: a COPY by DuckDB of",
+    "the same rows to one Parquet file, one thread, the same compression and row groups.",
     "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",
 )
 
@@ -121,14 +125,14 @@ def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, An
 def _tasks(
     bench: _Bench, part: str, arguments: argparse.Namespace
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    make = {"embeddings": make_embeddings, "images": make_image_shard}[part]
+    make = {"embeddings": make_embeddings, "images": make_image_shard, "split": make_part}[part]
 
     def source(rows: int) -> Path:
         return make(CACHE / "tfds", rows, arguments.seed)
 
     ours = source(getattr(arguments, part))
     tasks = {name: partial(bench.ours, name, ours, *steps) for name, steps in _WORKS[part].items()}
-    if arguments.only == "both":
+    if arguments.only == "both" and part != "split":
         rows = getattr(arguments, f"official_{part}")
         tasks[f"{part}_official"] = partial(bench.official, part, source(rows))
         tasks[f"{part}_official_start"] = partial(bench.official, part, source(1))
@@ -200,6 +204,9 @@ def _headline(medians: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     for name, bare in (("embeddings", "write"), ("images", "copy")):
         if name in medians:
             found[f"{name}_{bare}_ratio"] = medians[f"{name}_{bare}"]["cpu_s"] / medians[name]["cpu_s"]
+    if "split" in medians:
+        found["split_ratio"] = _rate(medians["split"]) / _rate(medians["split_duckdb"])
+        found["split_peak_mb"] = medians["split"]["peak_mb"]
     if "join" in medians:
         vectors = medians["join"]["examples"] * 2 * 2 * 512
         found["join_mb_per_cpu_s"] = vectors / 1e6 / medians["join"]["cpu_s"]

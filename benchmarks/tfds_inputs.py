@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.corpus import PHOTOGRAPHS, make_corpus
@@ -19,11 +20,12 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import Recipe, Tally, vouch
 from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import EMBEDDING_WIDTH, SAMPLES
+from laion_assets.schema import EMBEDDING_WIDTH, RAW, SAMPLES
 from laion_assets.stages.images import images
 
 _PICTURES: Final = 600
 _ROWS_AT_A_TIME: Final = 10_000
+_TEXTS: Final = 100_000
 _WORDS: Final = ("photo", "of", "the", "old", "house", "by", "a", "river", "in", "summer", "2014", "stock")
 
 
@@ -79,6 +81,35 @@ def make_image_shard(cache: Path, rows: int, seed: int, *, photographs: Path = P
             raise RuntimeError(f"{manifest.counts} of {rows} pictures")
 
     return _cached(cache / f"images-{corpus.folder.name}-{rows}-{seed}", make)
+
+
+def make_part(cache: Path, rows: int, seed: int) -> Path:
+    """A folder with one raw file, in the release's columns; or find it in the cache."""
+
+    def make(folder: Path) -> None:
+        rng = np.random.default_rng(seed)
+        texts = _texts(rng, range(_TEXTS))
+        with pq.ParquetWriter(folder / "part-00000.parquet", RAW) as writer:
+            for first in range(0, rows, _TEXTS):
+                count = min(_TEXTS, rows - first)
+                numbers = pa.array(np.arange(first, first + count))
+                sizes = rng.integers(100, 2_000, (2, count)).astype(np.int32)
+                columns = {
+                    "SAMPLE_ID": numbers,
+                    # No two are the same.
+                    "URL": pc.binary_join_element_wise(
+                        pa.array(texts["url"][:count]), numbers.cast(pa.string()), "/"
+                    ),
+                    "TEXT": texts["caption"][:count],
+                    "HEIGHT": sizes[0],
+                    "WIDTH": sizes[1],
+                    "similarity": rng.uniform(0.3, 0.4, count),
+                    **{name: texts[name][:count] for name in ("LICENSE", "NSFW")},
+                }
+                table = pa.table({name: columns[name] for name in RAW.names}, schema=RAW)
+                writer.write_table(table, row_group_size=_TEXTS)
+
+    return _cached(cache / f"part-{rows}-{seed}", make)
 
 
 _METADATA: Final = pa.schema(

@@ -16,21 +16,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import duckdb
 import pandas as pd  # noqa: F401 (pyarrow imports it with the first list; imports are not measured)
+import pyarrow.parquet as pq
 
 from laion_assets.formats.publish import Manifest
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.plan import ShardPlan
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import EMBEDDING_WIDTH
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.normalized_embeddings import normalize_embeddings
 from laion_assets.stages.normalized_images import normalize_images
+from laion_assets.stages.raw_metadata import check_part
+from laion_assets.stages.samples import write_samples
+from laion_assets.stages.shard_plan import plan_shards
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
 
 _VECTORS: Final = EmbeddingShardId(0)
 _PICTURES: Final = ShardId(0)
+_PART: Final = "part-00000"
+_ROWS_PER_SHARD: Final = 10_000
 _PIECE_BYTES: Final = 1 << 20
 
 
@@ -77,6 +85,36 @@ def _copy(path: Path, to: Path) -> tuple[int, int]:
     return 0, path.stat().st_size
 
 
+def _part(layout: Layout, source: str) -> Manifest:
+    part = check_part(
+        _PART,
+        layout,
+        location=f"{source}/{_PART}.parquet",
+        source_schema="laion400m",
+        rows_per_shard=_ROWS_PER_SHARD,
+    )
+    plan_shards(layout, (_PART,), rows_per_shard=_ROWS_PER_SHARD)
+    return part
+
+
+def _split(layout: Layout, _: str) -> tuple[int, int]:
+    """Every shard of the part, in one pass over it."""
+    shards = ShardPlan.load(layout).shards
+    made = [write_samples(shard, layout) for shard in shards]
+    return sum(manifest.rows for manifest in made), sum(manifest.bytes for manifest in made)
+
+
+def _copy_by_duckdb(layout: Layout, source: str) -> tuple[int, int]:
+    """The part's rows in another Parquet file, in row groups of a shard's rows and compressed alike."""
+    to = layout.root / "copy.parquet"
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.execute(
+            f"COPY (SELECT * FROM '{source}/{_PART}.parquet') TO '{to}' "
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROWS_PER_SHARD})"
+        )
+    return pq.ParquetFile(to).metadata.num_rows, to.stat().st_size
+
+
 STEPS: Final = {
     "check": _step(
         lambda layout, source: check_embeddings(_VECTORS, layout, source, EMBEDDING_WIDTH, Thresholds())
@@ -89,6 +127,9 @@ STEPS: Final = {
     "normalize_images": _step(lambda layout, _: normalize_images(_PICTURES, layout)),
     "tfds_images": _step(lambda layout, _: write_tfds_images(_PICTURES, layout)),
     "copy": _copy_tar,
+    "part": _step(_part),
+    "split": _split,
+    "duckdb": _copy_by_duckdb,
 }
 
 if __name__ == "__main__":
