@@ -65,8 +65,8 @@ REMARKS: Final = (
     "embeddings: from the joined and the normalized table to the published shard, checksums of all three",
     "files included. embeddings_chain: from the three source files, checked, joined and proven aligned.",
     "images: from the tar and its table, every picture's header opened, to the published shard.",
-    "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: a COPY by DuckDB of",
-    "the same rows to one Parquet file, one thread, the same compression and row groups.",
+    "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: the same rows",
+    "to one Parquet file by DuckDB's COPY, one thread, with the same compression and row groups.",
     "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",
 )
 
