@@ -55,7 +55,11 @@ _WORKS: Final = {
         "join": (_EMBEDDINGS[:1], _EMBEDDINGS[1:2]),
         "embeddings_write": (_EMBEDDINGS, ("write",)),
     },
-    "images": {"images": (("link",), _IMAGES), "images_copy": (("link",), ("copy",))},
+    "images": {
+        "images": (("link",), _IMAGES),
+        "images_decoded": (("link",), ("normalize_and_decode", "tfds_images")),
+        "images_copy": (("link",), ("copy",)),
+    },
     "split": {"split": (("part",), ("split",)), "split_duckdb": ((), ("duckdb",))},
 }
 
@@ -64,7 +68,8 @@ REMARKS: Final = (
     "once the CPU time of a shard of one example is taken off, which is Apache Beam's own start.",
     "embeddings: from the joined and the normalized table to the published shard, checksums of all three",
     "files included. embeddings_chain: from the three source files, checked, joined and proven aligned.",
-    "images: from the tar and its table, every picture's header opened, to the published shard.",
+    "images: from the tar and its table, every picture's header read, to the published shard;",
+    "images_decoded: every picture decoded in full.",
     "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: the same rows",
     "to one Parquet file by DuckDB's COPY, one thread, with the same compression and row groups.",
     "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",

@@ -125,6 +125,7 @@ STEPS: Final = {
     "write": _write,
     "link": _link,
     "normalize_images": _step(lambda layout, _: normalize_images(_PICTURES, layout)),
+    "normalize_and_decode": _step(lambda layout, _: normalize_images(_PICTURES, layout, decode=True)),
     "tfds_images": _step(lambda layout, _: write_tfds_images(_PICTURES, layout)),
     "copy": _copy_tar,
     "part": _step(_part),

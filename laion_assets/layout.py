@@ -288,6 +288,14 @@ class Layout:
         folder = self._of_format("published")
         return Output(stage=stage, partition=stage, folder=folder, names=(f"{config}.json",))
 
+    def tfds_shard(self, config: str, shard: ShardId) -> Output:
+        """One shard of a config."""
+        return self._records(f"tfds_{config}", shard)
+
+    def known_shards(self, config: str) -> Path:
+        """What the last publication of a config read in its shards' manifests; not needed, but quick."""
+        return self._of_format("published") / ".known" / f"{config}.parquet"
+
     def catalog(self) -> Output:
         """DuckDB views over every stage."""
         return self._output("catalog", "catalog", "catalog.duckdb")

@@ -111,7 +111,9 @@ def _images(settings: Settings, key: str, follow: Follow | None = None) -> Manif
 
 
 def _normalized_images(settings: Settings, key: str) -> Manifest:
-    return normalized_images.normalize_images(ShardId.parse(key), settings.layout)
+    return normalized_images.normalize_images(
+        ShardId.parse(key), settings.layout, decode=settings.tfds.decode_pictures
+    )
 
 
 def _tfds_images(settings: Settings, key: str) -> Manifest:

@@ -184,6 +184,24 @@ NORMALIZED_EMBEDDINGS: Final = pa.schema(
 )
 
 
+# What a publication remembers of each shard's manifest, so as not to read it again.
+KNOWN_SHARDS: Final = pa.schema(
+    [
+        _column("shard", pa.int64(), "number of the shard", nullable=False),
+        _column("manifest_inode", pa.uint64(), "inode of its manifest", nullable=False),
+        _column("manifest_bytes", pa.int64(), "size of its manifest", nullable=False),
+        _column(
+            "manifest_changed_ns", pa.int64(), "when its manifest was changed, since 1970", nullable=False
+        ),
+        _column("examples", pa.int64(), "examples it holds", nullable=False),
+        _column("bytes", pa.int64(), "size of its file", nullable=False),
+        _column("payload_bytes", pa.int64(), "bytes of its records' payloads", nullable=False),
+        _column("data_version", pa.string(), "of its file", nullable=False),
+        _column("settings", pa.string(), "fingerprint of those it was made with", nullable=False),
+    ]
+)
+
+
 def vector_type(width: int = EMBEDDING_WIDTH) -> pa.DataType:
     """One float16 vector of ``width`` elements, as its little-endian bytes.
 

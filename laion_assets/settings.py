@@ -73,6 +73,9 @@ class TfdsSettings(Policy):
     format: FileFormat = "tfrecord"
     """``tfrecord``, for ``tfds.load``, in ``tfds/``; or ``array_record``, for ``tfds.data_source`` and Grain,
     in ``tfds_array_record/`` (Linux only). What was made in the other format stays where it is."""
+    decode_pictures: bool = False
+    """Decode every picture in full before it becomes an example, and set aside what cannot be: ten times the
+    time of reading headers, which is what is done without. Pictures that others encoded always are."""
 
 
 class Settings(BaseSettings):

@@ -12,24 +12,26 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
-from laion_assets.formats import tfds
-from laion_assets.formats.durable import make_folder, sync_folder
+import pyarrow as pa
+
+from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, PlanError, ShardBusy
+from laion_assets.formats import parquet, tfds
+from laion_assets.formats.durable import make_folder, sync_file, sync_folder
 from laion_assets.formats.publish import (
     Draft,
     Manifest,
     Recipe,
     Tally,
     publish,
-    read_manifest,
     require,
     sha256_of,
 )
@@ -38,12 +40,11 @@ from laion_assets.layout import (
     DATASET_NAME,
     DATASET_VERSION,
     MANIFEST_SUFFIX,
-    EmbeddingShardId,
     Layout,
     Output,
     ShardId,
 )
-from laion_assets.schema import EMBEDDING_WIDTH
+from laion_assets.schema import EMBEDDING_WIDTH, KNOWN_SHARDS
 
 CODE_VERSION: Final = "1"
 
@@ -79,40 +80,105 @@ def publish_dataset(
     return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
 
 
+class _Shard(NamedTuple):
+    """What the data set has to know of a shard that is there, as in ``KNOWN_SHARDS``."""
+
+    shard: int
+    manifest_inode: int
+    manifest_bytes: int
+    manifest_changed_ns: int
+    examples: int
+    bytes: int
+    payload_bytes: int
+    data_version: str
+    settings: str
+
+    def is_of(self, manifest: os.stat_result) -> bool:
+        """Whether a manifest is the one that was read; another has another inode or time."""
+        found = manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
+        return found == (self.manifest_inode, self.manifest_bytes, self.manifest_changed_ns)
+
+
 def _published_shards(
     config: tfds.Config, layout: Layout, shard_count: int, width: int
-) -> Mapping[int, Manifest]:
-    """Number of each shard that is there -> its manifest, ascending."""
-    outputs = [_shard_output(config, layout, number) for number in range(shard_count)]
-    example = _shard_output(config, layout, 0)
-    names = {path.name for path in example.folder.iterdir()} if example.folder.exists() else set()
-    known = {output.manifest.name for output in outputs}
-    beyond = sorted(name for name in names - known if name.endswith(MANIFEST_SUFFIX))
-    if beyond:
-        raise PlanError(
-            f"{example.folder / beyond[0]} is of a shard beyond the {shard_count} of {config}: put back what "
-            f"the shard was made from, or delete it with its manifest to leave it out ({len(beyond)} in all)"
-        )
-    shards = {
-        number: require(output) for number, output in enumerate(outputs) if output.manifest.name in names
+) -> Mapping[int, _Shard]:
+    """Number of each shard that is there, ascending; a manifest that was read last time is not read again."""
+    folder, stage = layout.tfds_shard(config, ShardId(0)).folder, f"tfds_{config}"
+    found = _statuses(folder)
+    manifests = {
+        int(key): found[name]
+        for name in found
+        if name.endswith(MANIFEST_SUFFIX) and (key := name.removesuffix(MANIFEST_SUFFIX)).isdecimal()
     }
-    if not shards:
-        raise MissingInput(
-            f"no shard of {example.stage} is there yet in {example.folder}: materialize {example.stage} first"
+    if not manifests:
+        raise MissingInput(f"no shard of {stage} is there yet in {folder}: materialize {stage} first")
+    if beyond := sorted(number for number in manifests if number >= shard_count):
+        raise PlanError(
+            f"{layout.tfds_shard(config, ShardId(beyond[0])).manifest} is of a shard beyond the "
+            f"{shard_count} of {config}: put back what the shard was made from, or delete it with its "
+            f"manifest to leave it out ({len(beyond)} in all)"
         )
-    settings = tfds.settings_of(config, width)
-    for number, manifest in shards.items():
-        if manifest.recipe.settings != settings:
+    known, settings = _read_known(layout.known_shards(config)), tfds.settings_of(config, width)
+    shards = {}
+    for number, manifest in sorted(manifests.items()):
+        shard, file = known.get(number), found.get(f"{ShardId(number)}.{layout.file_format}")
+        if shard is None or not shard.is_of(manifest) or file is None or file.st_size != shard.bytes:
+            shard = _look_at(layout.tfds_shard(config, ShardId(number)), number)
+        if shard.settings != settings:
             raise MissingInput(
-                f"{outputs[number]} was not written with vectors of {width} elements: materialize it again"
+                f"{stage} {ShardId(number)} was not written with vectors of {width} elements: materialize it "
+                "again"
             )
+        shards[number] = shard
     return shards
 
 
-def _shard_output(config: tfds.Config, layout: Layout, number: int) -> Output:
-    if config == "images":
-        return layout.tfds_images(ShardId(number))
-    return layout.tfds_embeddings(EmbeddingShardId(number))
+def _statuses(folder: Path) -> dict[str, os.stat_result]:
+    """Name of each file in a folder -> its status; a file that goes meanwhile is not there."""
+    statuses = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                statuses[entry.name] = entry.stat()
+    return statuses
+
+
+def _look_at(output: Output, number: int) -> _Shard:
+    """A shard by its manifest, whose files are there in the recorded sizes."""
+    # Taken before it is read: if it is replaced meanwhile, this is not what is found in its place afterwards.
+    try:
+        status = output.manifest.stat()
+    except FileNotFoundError:
+        raise ShardBusy(f"{output} is being made again: run this again") from None
+    manifest = require(output)
+    return _Shard(
+        shard=number,
+        manifest_inode=status.st_ino,
+        manifest_bytes=status.st_size,
+        manifest_changed_ns=status.st_mtime_ns,
+        examples=manifest.counts["examples"],
+        bytes=manifest.bytes,
+        payload_bytes=manifest.counts["payload_bytes"],
+        data_version=manifest.data_version,
+        settings=manifest.recipe.settings,
+    )
+
+
+def _read_known(path: Path) -> Mapping[int, _Shard]:
+    try:
+        found = parquet.read_table(path, KNOWN_SHARDS)
+    except (FileNotFoundError, CorruptParquet):
+        return {}  # every manifest is read, which is the cure of both
+    rows = zip(*(column.to_pylist() for column in found.columns), strict=True)
+    return {shard.shard: shard for shard in map(_Shard._make, rows)}
+
+
+def _write_known(path: Path, shards: Mapping[int, _Shard], *, draft: Path) -> None:
+    columns = zip(*shards.values(), strict=True)
+    parquet.write_table(draft, pa.table(list(columns), schema=KNOWN_SHARDS), KNOWN_SHARDS)
+    sync_file(draft)
+    make_folder(path.parent)
+    draft.replace(path)
 
 
 def _refuse_stranger(link: Path, builds: Path) -> None:
@@ -135,19 +201,19 @@ class _Dataset:
         layout: where its shards are and where the data set goes.
         shard_count: how many shards the data set has once all are there.
         width: elements of a vector.
-        shards: number of each shard that is there -> its manifest, ascending.
+        shards: number of each shard that is there, ascending.
     """
 
     config: tfds.Config
     layout: Layout
     shard_count: int
     width: int
-    shards: Mapping[int, Manifest]
+    shards: Mapping[int, _Shard]
 
     @cached_property
     def recipe(self) -> Recipe:
         # There can be tens of thousands of shards, so one fingerprint stands for all.
-        versions = {str(ShardId(number)): manifest.data_version for number, manifest in self.shards.items()}
+        versions = {str(ShardId(number)): shard.data_version for number, shard in self.shards.items()}
         settings = {
             "shard_count": self.shard_count,
             "width": self.width,
@@ -161,11 +227,11 @@ class _Dataset:
 
     @property
     def examples(self) -> int:
-        return sum(manifest.counts["examples"] for manifest in self.shards.values())
+        return sum(shard.examples for shard in self.shards.values())
 
     @property
     def payload_bytes(self) -> int:
-        return sum(manifest.counts["payload_bytes"] for manifest in self.shards.values())
+        return sum(shard.payload_bytes for shard in self.shards.values())
 
     @property
     def _digest(self) -> str:
@@ -180,7 +246,8 @@ class _Dataset:
         build = self._make_build(builds)
         tfds.write_default_config(self.layout.tfds_default_config, draft=draft.scratch("default-config"))
         record = self._record(build)
-        draft.only.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        draft.only.write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
+        _write_known(self.layout.known_shards(self.config), self.shards, draft=draft.scratch("known"))
         _point(link, build)
         # Whoever resolved the link earlier still reads the build before this one.
         _remove(folder for folder in builds.iterdir() if folder.name not in (before, build.name))
@@ -202,7 +269,9 @@ class _Dataset:
             metadata = {name: sha256_of(link / name) for name in tfds.METADATA_FILES}
         except (FileNotFoundError, ValueError):
             return False  # built again, which is the cure
-        shards = {name: manifest.bytes for name, manifest in self._files()}
+        shards = {
+            self._file_name(number): shard.bytes for number, shard in self.shards.items() if shard.examples
+        }
         return (
             target.name.startswith(self._digest)
             and shards.items() <= sizes.items()
@@ -210,31 +279,31 @@ class _Dataset:
             and tfds.names_default_config(self.layout.tfds_default_config)
         )
 
-    def _files(self) -> Iterator[tuple[str, Manifest]]:
-        """Name of each shard's file in the data set, and its manifest; a shard of no examples has none."""
-        for number, manifest in self.shards.items():
-            if manifest.counts["examples"]:
-                yield self._file_name(number), manifest
-
     def _file_name(self, shard: int) -> str:
         return tfds.shard_file_name(shard, self.shard_count, self.layout.file_format)
 
     def _make_build(self, builds: Path) -> Path:
         build = _new_folder(builds, self._digest)
-        for number, manifest in self.shards.items():
-            output = _shard_output(self.config, self.layout, number)
-            if manifest.counts["examples"]:
-                _link(output.only, build / self._file_name(number))
-            # Asked after linking: a shard made again since has another manifest by now, or none.
-            if read_manifest(output) != manifest:
+        folder = self.layout.tfds_shard(self.config, ShardId(0)).folder
+        for number, shard in self.shards.items():
+            # A shard of no examples has no file there. (Text, since 80,000 paths take a second to make.)
+            if shard.examples:
+                source = f"{folder}/{ShardId(number)}.{self.layout.file_format}"
+                _link(source, f"{build}/{self._file_name(number)}")
+        # Asked after linking: a shard made again since has another manifest by now, or none.
+        found = _statuses(folder)
+        for number, shard in self.shards.items():
+            status = found.get(f"{ShardId(number)}{MANIFEST_SUFFIX}")
+            if status is None or not shard.is_of(status):
                 raise ShardBusy(
-                    f"{output} was made again while the data set was put together: run this again"
+                    f"tfds_{self.config} {ShardId(number)} was made again while the data set was put "
+                    "together: run this again"
                 )
         tfds.write_metadata(
             build,
             self.config,
             shard_lengths=[
-                self.shards[number].counts["examples"] if number in self.shards else 0
+                self.shards[number].examples if number in self.shards else 0
                 for number in range(self.shard_count)
             ],
             payload_bytes=self.payload_bytes,
@@ -251,16 +320,16 @@ class _Dataset:
             "version": DATASET_VERSION,
             "shard_count": self.shard_count,
             "examples": self.examples,
-            "bytes": sum(manifest.bytes for _, manifest in self._files()),
+            "bytes": sum(shard.bytes for shard in self.shards.values() if shard.examples),
             "payload_bytes": self.payload_bytes,
             "metadata": {name: sha256_of(build / name) for name in tfds.METADATA_FILES},
             "shards": {
                 str(ShardId(number)): {
-                    "examples": manifest.counts["examples"],
-                    "bytes": manifest.bytes,
-                    "data_version": manifest.data_version,
+                    "examples": shard.examples,
+                    "bytes": shard.bytes,
+                    "data_version": shard.data_version,
                 }
-                for number, manifest in self.shards.items()
+                for number, shard in self.shards.items()
             },
             "shards_missing": [
                 str(ShardId(number)) for number in range(self.shard_count) if number not in self.shards
@@ -275,13 +344,13 @@ def _new_folder(builds: Path, digest: str) -> Path:
     return folder
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: str, target: str) -> None:
     try:
-        target.hardlink_to(source)
+        os.link(source, target)
     except OSError as error:
         if error.errno not in _NO_HARD_LINK:
             raise
-        with source.open("rb") as file, target.open("wb") as copy:
+        with Path(source).open("rb") as file, Path(target).open("wb") as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
             copy.flush()
             os.fsync(copy.fileno())

@@ -54,24 +54,31 @@ class _Refused:
     detail: str
 
 
-def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
+def normalize_images(shard: ShardId, layout: Layout, *, decode: bool = False) -> Manifest:
     """Publish the examples-to-be of one shard and, beside them, the rows set aside with their reasons.
 
     Rows whose download failed are in neither file; they are counted, so that
     ``examples + set_aside + failed`` is the number of rows of the shard.
+
+    Args:
+        shard: the shard.
+        layout: where its files are.
+        decode: whether pictures encoded by this project are decoded in full, and not only their headers read;
+            those of a shard made elsewhere always are, so that one that is damaged is set aside by itself.
 
     Raises:
         MissingInput: if the shard's images are not there yet.
         CorruptParquet, CorruptTar, MisalignedShard: if its files are damaged or do not belong together.
     """
     images = require(layout.images(shard))
-    recipe = Recipe(code_version=CODE_VERSION, inputs={"images": images.data_version})
+    recipe = Recipe(
+        code_version=CODE_VERSION,
+        settings="decoded" if decode else "",
+        inputs={"images": images.data_version},
+    )
 
     def write(draft: Draft) -> Tally:
-        # Ours were encoded by us; those made elsewhere are decoded in full, so that one that is damaged is
-        # set aside by itself.
-        is_placed = images.recipe == PLACED
-        examples, set_aside, counts = _normalize(shard, layout, is_placed=is_placed)
+        examples, set_aside, counts = _normalize(shard, layout, decode=decode or images.recipe == PLACED)
         table, aside = layout.normalized_images(shard).names
         parquet.write_table(draft.path(table), examples, NORMALIZED_IMAGES)
         parquet.write_table(draft.path(aside), set_aside, ROWS_SET_ASIDE)
@@ -80,14 +87,12 @@ def normalize_images(shard: ShardId, layout: Layout) -> Manifest:
     return publish(layout.normalized_images(shard), recipe, write, reads=[layout.images(shard)])
 
 
-def _normalize(
-    shard: ShardId, layout: Layout, *, is_placed: bool
-) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Table, pa.Table, dict[str, int]]:
     tar = layout.images_tar(shard)
     rows = read_image_table(shard, layout)
     check_unique(rows["key"], layout.images_table(shard))
     succeeded = rows.filter(pa.compute.equal(rows["status"], Status.SUCCESS)).sort_by("key")
-    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar), decode=is_placed)
+    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar), decode=decode)
     verdicts = [
         _unacceptable(reason, similarity) or _contradiction(picture, width, height) or picture
         for reason, similarity, picture, width, height in zip(

@@ -91,7 +91,7 @@ def _planned_rows(
 ) -> tuple[pa.Table, pa.Table]:
     """The shard's rows in our columns but ``set_aside``, and in the columns taken along."""
     path = layout.raw_table(rows.part)
-    with parquet.open_reader(path) as reader:
+    with parquet.open_reader(path, keep_footer=True) as reader:
         group = rows.first // plan.rows_per_shard
         found = reader.metadata.row_group(group).num_rows if group < reader.num_row_groups else 0
         if found != rows.rows:

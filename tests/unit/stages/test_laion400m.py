@@ -188,6 +188,49 @@ def test_a_damaged_folder_is_built_again(layout: Layout, damage: Callable[[Layou
     assert again.data_version == first.data_version
 
 
+def test_only_new_shards_have_their_manifests_read(layout: Layout, opened: list[str]) -> None:
+    for number in range(4):
+        _write_images(layout, number, 1)
+    publish_dataset("images", layout, shard_count=6)
+    _write_images(layout, 4, 2)
+    _write_images(layout, 1, 3)  # made again
+    opened.clear()
+    publish_dataset("images", layout, shard_count=6)
+    folder = str(layout.tfds_images(ShardId(0)).folder)
+    read = [Path(path).name for path in opened if path.startswith(folder) and path.endswith(".manifest.json")]
+    assert sorted(set(read)) == ["00001.manifest.json", "00004.manifest.json"]
+    assert _lengths(layout) == [1, 3, 1, 1, 2, 0]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None])
+def test_what_is_known_of_shards_is_not_needed(layout: Layout, damage: bytes | None) -> None:
+    _write_images(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=2)
+    known = layout.known_shards("images")
+    if damage is None:
+        body = bytearray(known.read_bytes())
+        body[len(body) // 3] ^= 1
+        known.write_bytes(body)
+    else:
+        known.write_bytes(damage)
+    _write_images(layout, 1, 1)
+    publish_dataset("images", layout, shard_count=2)
+    assert _lengths(layout) == [2, 1]
+
+
+def test_a_shard_made_again_in_the_same_size_is_taken_anew(layout: Layout) -> None:
+    _write_images(layout, 0, 2, caption="one")
+    publish_dataset("images", layout, shard_count=1)
+    _write_images(layout, 0, 2, caption="two")
+    manifest = publish_dataset("images", layout, shard_count=1)
+    link = layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00001"
+    assert link.samefile(layout.tfds_images(ShardId(0)).only)
+    assert b"two" in link.read_bytes()
+    record = json.loads(layout.dataset("images").only.read_bytes())
+    assert record["shards"]["00000"]["data_version"] == verify(layout.tfds_images(ShardId(0))).data_version
+    assert manifest.counts["examples"] == 2
+
+
 def test_a_lost_record_is_written_again(layout: Layout) -> None:
     _write_images(layout, 0, 2)
     first = publish_dataset("images", layout, shard_count=2)
@@ -333,9 +376,12 @@ class _Watch:
 
     def __init__(self) -> None:
         self.on_change: Callable[[str], None] | None = None
+        self.opened: list[str] | None = None
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple) -> None:
+        if event == "open" and self.opened is not None and isinstance(arguments[0], str | os.PathLike):
+            self.opened.append(os.fspath(arguments[0]))
         is_write = (
             event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         )
@@ -350,6 +396,14 @@ _watch = _Watch()
 def on_change() -> Iterator[Callable[[Callable[[str], None]], None]]:
     yield lambda callback: setattr(_watch, "on_change", callback)
     _watch.on_change = None
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Every path that is opened."""
+    _watch.opened = []
+    yield _watch.opened
+    _watch.opened = None
 
 
 def test_a_shard_made_again_meanwhile_stops_the_publication(layout: Layout, on_change: Callable) -> None:

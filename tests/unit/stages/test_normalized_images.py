@@ -65,8 +65,8 @@ def lay_down(root, rows, members, columns=tuple(TYPES)):
     return layout
 
 
-def normalized(layout):
-    manifest = normalize_images(SHARD, layout)
+def normalized(layout, **options):
+    manifest = normalize_images(SHARD, layout, **options)
     table, aside = layout.normalized_images(SHARD).names
     folder = layout.normalized_images(SHARD).folder
     return (
@@ -163,6 +163,17 @@ def test_what_cannot_be_an_example_is_set_aside_with_its_reason(tmp_path, change
     assert [(aside["key"], aside["reason"]) for aside in set_aside] == [("000020000", reason)]
     assert set_aside[0]["detail"]
     assert manifest.counts[f"set_aside:{reason}"] == 1
+
+
+def test_a_picture_damaged_behind_its_header_is_found_by_decoding(tmp_path):
+    members = {"000020000.jpg": picture("red", kind="PNG")[:50], "000020001.jpg": picture("blue")}
+    layout = lay_down(tmp_path, [row(0), row(1)], members)
+    manifest, examples, _ = normalized(layout)
+    assert len(examples) == 2
+    decoded, examples, set_aside = normalized(layout, decode=True)
+    assert [example["key"] for example in examples] == ["000020001"]
+    assert [(aside["key"], aside["reason"]) for aside in set_aside] == [("000020000", "unreadable_image")]
+    assert decoded.recipe != manifest.recipe
 
 
 def test_a_png_is_an_example_and_a_webp_is_set_aside_for_what_it_is(tmp_path):

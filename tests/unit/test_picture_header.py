@@ -1,0 +1,65 @@
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from laion_assets.picture_header import Header, read_header
+
+JPEG_CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}
+PNG_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "P": 4}
+SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+def encoded(mode, size, kind, **options):
+    body = io.BytesIO()
+    Image.new(mode, size).save(body, kind, **options)
+    return body.getvalue()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    mode=st.sampled_from(sorted(JPEG_CHANNELS)),
+    size=SIZES,
+    progressive=st.booleans(),
+    comment=st.binary(max_size=300),
+)
+def test_a_jpeg_is_what_pillow_says(mode, size, progressive, comment):
+    body = encoded(mode, size, "JPEG", progressive=progressive, comment=comment)
+    assert read_header(body) == Header(*size, JPEG_CHANNELS[mode], 8)
+    with Image.open(io.BytesIO(body)) as picture:
+        assert (picture.mode, picture.size) == (mode, size)
+
+
+@settings(deadline=None, max_examples=60)
+@given(mode=st.sampled_from(sorted(PNG_CHANNELS)), size=SIZES)
+def test_a_png_is_what_pillow_says(mode, size):
+    body = encoded(mode, size, "PNG")
+    header = read_header(body)
+    assert header[:3] == (*size, PNG_CHANNELS[mode])
+    assert header.bits == (1 if mode == "P" else 8)
+
+
+def test_sixteen_bits_are_told():
+    assert read_header(encoded("I;16", (5, 3), "PNG")) == Header(5, 3, 1, 16)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP"])
+def test_another_format_is_none(kind):
+    assert read_header(encoded("RGB", (5, 3), kind)) is None
+
+
+@given(body=st.binary(max_size=100), kind=st.sampled_from([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n"]))
+def test_any_bytes_are_a_header_or_none(body, kind):
+    found = read_header(kind + body)
+    assert found is None or min(found) >= 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_header_cut_short_is_none(kind):
+    body = encoded("RGB", (300, 200), kind)
+    whole = next(length for length in range(len(body)) if read_header(body[:length]) is not None)
+    for length in range(whole):
+        assert read_header(body[:length]) is None
+    assert read_header(body[:whole]) == read_header(body)
