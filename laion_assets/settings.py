@@ -74,8 +74,8 @@ class TfdsSettings(Policy):
     """``tfrecord``, for ``tfds.load``, in ``tfds/``; or ``array_record``, for ``tfds.data_source`` and Grain,
     in ``tfds_array_record/`` (Linux only). What was made in the other format stays where it is."""
     decode_pictures: bool = False
-    """Decode every picture in full before it becomes an example, and set aside what cannot be: four times the
-    time of making its shard without it, where only headers are read. Pictures that others encoded always are."""
+    """Decode every picture in full before it becomes an example, and set aside what cannot be. Otherwise only
+    headers are read, in a quarter of the time. Pictures that others encoded are always decoded."""
 
 
 class Settings(BaseSettings):
