@@ -172,5 +172,6 @@ def digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and not path.name.endswith((".manifest.json", ".manifest", ".duckdb", *logs))
-        and ".leases" not in path.parts
+        # Leases, and what a publication remembers of manifests: inodes and times.
+        and not {".leases", ".known"} & set(path.parts)
     }
