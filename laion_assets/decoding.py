@@ -158,8 +158,12 @@ class _Seat:
 
     async def clear(self) -> None:
         """End the process here, also one that was about to start."""
-        self.worker = None
         await asyncio.gather(*(worker.end() for worker in self._all))
+        # A start that was cancelled holds this until its process is gone: cut short once more, as by the end
+        # of the event loop, it would leave the process to nobody.
+        async with self._starting:
+            self.worker = None
+            await asyncio.gather(*(worker.end() for worker in self._all))
 
     async def _start(self) -> _Worker:
         reading, writing = _open_pipe()
