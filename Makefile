@@ -44,12 +44,6 @@ bench-download: $(VENV)/runtime .venv-img2dataset/done
 bench-download-quick: $(VENV)/runtime .venv-img2dataset/done
 	$(BIN)/python -m benchmarks.download --quick
 
-# Apart, since its versions of numpy, pandas and OpenCV are its own.
-.venv-img2dataset/done: requirements/img2dataset.txt | $(VENV)/bin/python
-	@$(BIN)/python -m venv .venv-img2dataset
-	@.venv-img2dataset/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
-	@touch $@
-
 # Some minutes, on Linux.
 bench-tfds: $(VENV)/runtime .venv-tfds-official/done
 	$(BIN)/python -m benchmarks.tfds --output benchmarks/results/tfds.json
@@ -57,10 +51,10 @@ bench-tfds: $(VENV)/runtime .venv-tfds-official/done
 bench-tfds-quick: $(VENV)/runtime .venv-tfds-official/done
 	$(BIN)/python -m benchmarks.tfds --quick
 
-# TensorFlow and Apache Beam, whose versions are their own, too.
-.venv-tfds-official/done: requirements/tfds-official.txt | $(VENV)/bin/python
-	@$(BIN)/python -m venv .venv-tfds-official
-	@.venv-tfds-official/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+# What we are measured beside, apart, since its versions of numpy, pandas, OpenCV or TensorFlow are its own.
+.venv-%/done: requirements/%.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
 check: $(VENV)/dev

@@ -70,9 +70,7 @@ def make_corpus(cache: Path, kind: str, *, count: int, seed: int, photographs: P
     """
     found = sorted(path for path in photographs.rglob("*") if path.suffix in (".jpg", ".png"))
     origin = "photographs" if found else "generated"
-    # What another version of this module made is not taken for what this one makes.
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    folder = cache / f"{kind}-{origin}-{count}-{seed}-{version}"
+    folder = cache / f"{kind}-{origin}-{count}-{seed}-{source_version(__file__)}"
     index = folder / "index.json"
     if not index.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,6 +85,11 @@ def make_corpus(cache: Path, kind: str, *, count: int, seed: int, photographs: P
         formats=dict(Counter(name.rsplit(".", 1)[1] for name, _, _ in sides)),
         reaching={side: sum(long >= side for _, long, _ in sides) / len(sides) for side in (256, 512, 1024)},
     )
+
+
+def source_version(module: str) -> str:
+    """For a cache's names: what another version of a module made is not taken for what this one makes."""
+    return hashlib.sha256(Path(module).read_bytes()).hexdigest()[:8]
 
 
 def _make(

@@ -19,6 +19,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from benchmarks import programs, server, urls
+from benchmarks.command import add_sizes, parse, show
 from benchmarks.corpus import make_corpus
 from benchmarks.measuring import Failed
 from benchmarks.report import describe_machine, headline, medians, tables
@@ -67,14 +68,7 @@ def main() -> None:
     except (Failed, server.Missing) as error:
         console.print(str(error), markup=False, style="red")
         sys.exit(1)
-    screen = Console(width=None if sys.stdout.isatty() else 150)
-    for table in tables(results):
-        screen.print(table)
-    for remark in REMARKS:
-        screen.print(remark, markup=False, highlight=False)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({**results.pop("headline"), **results}, indent=1) + "\n")
+    show(results, tables(results), REMARKS, output=arguments.output, columns=150)
 
 
 def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -177,21 +171,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--scenario", nargs="+", choices=_PARTS, default=list(_PARTS), help="what is measured (everything)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it work?")
-    for name, (full, quick) in _SIZES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{full}; with --quick {quick}")
+    add_sizes(parser, _SIZES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--retries", type=int, default=1, help="of both programs (1)")
     parser.add_argument("--fetch", default="{}", metavar="JSON", help="settings of FetchPolicy for ours")
     parser.add_argument("--image", default="{}", metavar="JSON", help="settings of ImagePolicy for ours")
     parser.add_argument("--img2dataset", type=Path, default=IMG2DATASET, help="its program")
     parser.add_argument("--limit-s", type=float, default=900.0, help="longest that one run may take")
-    parser.add_argument("--output", type=Path, help="where the JSON goes; nowhere by default")
-    arguments = parser.parse_args()
-    for name, sizes in _SIZES.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, sizes[arguments.quick])
-    return arguments
+    return parse(parser, _SIZES)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import add_sizes, parse, show
 from benchmarks.measuring import Failed
 from benchmarks.report import describe_hardware
 from benchmarks.tfds_inputs import make_embeddings, make_image_shard, make_part
+from laion_assets.schema import EMBEDDING_WIDTH
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = REPOSITORY / ".bench"
@@ -88,14 +90,7 @@ def main() -> None:
     except Failed as error:
         console.print(str(error), markup=False, style="red")
         sys.exit(1)
-    screen = Console(width=None if sys.stdout.isatty() else 130)
-    for table in _tables(results):
-        screen.print(table)
-    for remark in REMARKS:
-        screen.print(remark, markup=False, highlight=False)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps({**results.pop("headline"), **results}, indent=1) + "\n")
+    show(results, _tables(results), REMARKS, output=arguments.output, columns=130)
 
 
 def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -213,7 +208,7 @@ def _headline(medians: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         found["split_ratio"] = _rate(medians["split"]) / _rate(medians["split_duckdb"])
         found["split_peak_mb"] = medians["split"]["peak_mb"]
     if "join" in medians:
-        vectors = medians["join"]["examples"] * 2 * 2 * 512
+        vectors = medians["join"]["examples"] * 2 * 2 * EMBEDDING_WIDTH  # two of float16
         found["join_mb_per_cpu_s"] = vectors / 1e6 / medians["join"]["cpu_s"]
     if "embeddings_most" in medians:
         found["embeddings_peak_mb"] = medians["embeddings_most"]["peak_mb"]
@@ -266,15 +261,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--part", nargs="+", choices=_PARTS, default=list(_PARTS), help="what is measured (everything)"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it work?")
-    for name, (full, quick) in _SIZES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{full}; with --quick {quick}")
-    parser.add_argument("--output", type=Path, help="where the JSON goes; nowhere by default")
-    arguments = parser.parse_args()
-    for name, sizes in _SIZES.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, sizes[arguments.quick])
-    return arguments
+    add_sizes(parser, _SIZES)
+    return parse(parser, _SIZES)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.corpus import PHOTOGRAPHS, make_corpus
+from benchmarks.corpus import PHOTOGRAPHS, make_corpus, source_version
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.fetch.transport import FakeTransport, respond
 from laion_assets.formats import parquet
@@ -176,10 +175,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _cached(folder: Path, make: Callable[[Path], None]) -> Path:
-    done = folder / "done.json"
+    folder = folder.with_name(f"{folder.name}-{source_version(__file__)}")
+    done = folder / "done"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         make(folder)
-        done.write_text(json.dumps({}))
+        done.touch()
     return folder

@@ -24,6 +24,7 @@ from PIL import (  # noqa: F401 (importing registers them)
 from laion_assets.blur import Box, blur, bound_boxes
 from laion_assets.exif import LYING, UPRIGHT, describe_exif, orientation, read_exif
 from laion_assets.outcomes import Outcome
+from laion_assets.picture_header import PNG_SIGNATURE
 
 if TYPE_CHECKING:  # pydantic, beneath it, takes longer to load than all that a decoding process needs
     from laion_assets.image_policy import ImagePolicy, StoredFormat
@@ -53,7 +54,6 @@ _CAREFULLY: Final = 1.25
 
 _WHITE: Final = (255, 255, 255)
 _START_OF_SCAN: Final = b"\xff\xda"
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def _check_png(body: bytes) -> None:
     Raises:
         _Refused: if it is so.
     """
-    offset = len(_PNG_SIGNATURE)
+    offset = len(PNG_SIGNATURE)
     view = memoryview(body)
     while offset + 12 <= len(body):
         length = int.from_bytes(view[offset : offset + 4])

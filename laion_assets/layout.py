@@ -148,10 +148,6 @@ class Layout:
     def _output(self, stage: str, partition: str, *names: str) -> Output:
         return Output(stage=stage, partition=partition, folder=self.root / stage, names=names)
 
-    def _records(self, stage: str, shard: ShardId) -> Output:
-        output = self._output(stage, str(shard), f"{shard}.{self.file_format}")
-        return replace(output, folder=self._of_format(stage))
-
     def _of_format(self, name: str) -> Path:
         return self.root / (name if self.file_format == "tfrecord" else f"{name}_{self.file_format}")
 
@@ -228,7 +224,7 @@ class Layout:
 
     def tfds_images(self, shard: ShardId) -> Output:
         """One shard of ``laion400m/images``."""
-        return self._records("tfds_images", shard)
+        return self.tfds_shard("images", shard)
 
     # -- the embeddings branch --------------------------------------------------------------------
 
@@ -252,7 +248,7 @@ class Layout:
 
     def tfds_embeddings(self, shard: EmbeddingShardId) -> Output:
         """One shard of ``laion400m/embeddings``."""
-        return self._records("tfds_embeddings", shard)
+        return self.tfds_shard("embeddings", shard)
 
     def image_embeddings(self, shard: ShardId) -> Output:
         """The vectors of one image shard, joined on (shard, key) or URL."""
@@ -290,7 +286,9 @@ class Layout:
 
     def tfds_shard(self, config: str, shard: ShardId) -> Output:
         """One shard of a config."""
-        return self._records(f"tfds_{config}", shard)
+        stage = f"tfds_{config}"
+        output = self._output(stage, str(shard), f"{shard}.{self.file_format}")
+        return replace(output, folder=self._of_format(stage))
 
     def known_shards(self, config: str) -> Path:
         """What the last publication of a config read in its shards' manifests; not needed, but quick."""

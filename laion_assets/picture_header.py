@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final, NamedTuple
 
-_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Colour types of a PNG (its specification, 11.2.2) -> channels; a palette may hold transparent colours.
 _PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 4, 4: 2, 6: 4}
 # Width, height, bit depth, colour type, after the chunk's length and name.
@@ -44,12 +44,17 @@ class Header(NamedTuple):
     channels: int
     bits: int
 
+    @property
+    def becomes_three_channels(self) -> bool:
+        """Whether TFDS decodes the picture to three channels: grey, it repeats the one."""
+        return self.channels in (1, 3)
+
 
 def read_header(picture: bytes) -> Header | None:
     """The header of a JPEG or PNG file; None where it is neither, or is cut short."""
     if picture.startswith(_JPEG_SIGNATURE):
         return _jpeg_header(picture)
-    return _png_header(picture) if picture.startswith(_PNG_SIGNATURE) else None
+    return _png_header(picture) if picture.startswith(PNG_SIGNATURE) else None
 
 
 def _png_header(picture: bytes) -> Header | None:

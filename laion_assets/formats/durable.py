@@ -46,6 +46,11 @@ def write_durably(path: Path, data: bytes, *, draft: Path | None = None) -> None
     sync_folder(path.parent)
 
 
+def identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Inode, size and time of change (ns): a file that was written or replaced since has another."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def sync_file(path: Path) -> None:
     """Make a file's bytes survive a power cut."""
     with path.open("rb") as file:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_assets.errors import CorruptParquet
+from laion_assets.formats.durable import identity
 
 # Bounds on what a hostile footer may make the reader allocate.
 _THRIFT_STRING_LIMIT: Final = 256 << 20
@@ -77,7 +78,7 @@ def open_reader(path: Path, *, keep_footer: bool = False) -> Iterator[pq.Parquet
         CorruptParquet: if the file is no Parquet file or is damaged.
     """
     try:
-        footer = _footer(path, *_identity(path)) if keep_footer else None
+        footer = _footer(path, identity(path.stat())) if keep_footer else None
         with _open(path, footer) as reader:
             if footer is None:
                 _check_row_counts(path, reader.metadata)
@@ -105,13 +106,8 @@ def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     )
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 @lru_cache(maxsize=2)
-def _footer(path: Path, *_: int) -> pq.FileMetaData:
+def _footer(path: Path, _: tuple[int, int, int]) -> pq.FileMetaData:
     """The checked footer of a file, as long as it is the same file."""
     with _open(path) as reader:
         _check_row_counts(path, reader.metadata)

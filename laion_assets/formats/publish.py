@@ -27,7 +27,13 @@ import pyarrow as pa
 
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
-from laion_assets.formats.durable import make_folder, naming_storage_errors, sync_file, sync_folder
+from laion_assets.formats.durable import (
+    identity,
+    make_folder,
+    naming_storage_errors,
+    sync_file,
+    sync_folder,
+)
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Output
 
@@ -336,8 +342,7 @@ def _check_source(source: Output, recipe: Recipe) -> None:
     if recipe.inputs[source.stage] != version:
         raise ShardBusy(f"{source} was made again just now: run this again")
     # The manifest's files, since older versions and img2dataset wrote fewer than the output has names.
-    statuses = [source.path(name).stat() for name in manifest.files]
-    identities = tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses)
+    identities = tuple(identity(source.path(name).stat()) for name in manifest.files)
     _verify_once(source, version, identities)
 
 

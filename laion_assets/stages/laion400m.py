@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, PlanError, ShardBusy
 from laion_assets.formats import parquet, tfds
-from laion_assets.formats.durable import make_folder, sync_file, sync_folder
+from laion_assets.formats.durable import identity, make_folder, sync_file, sync_folder
 from laion_assets.formats.publish import (
     Draft,
     Manifest,
@@ -94,9 +94,8 @@ class _Shard(NamedTuple):
     settings: str
 
     def is_of(self, manifest: os.stat_result) -> bool:
-        """Whether a manifest is the one that was read; another has another inode or time."""
-        found = manifest.st_ino, manifest.st_size, manifest.st_mtime_ns
-        return found == (self.manifest_inode, self.manifest_bytes, self.manifest_changed_ns)
+        """Whether a manifest is the one that was read."""
+        return identity(manifest) == (self.manifest_inode, self.manifest_bytes, self.manifest_changed_ns)
 
 
 def _published_shards(
@@ -105,22 +104,19 @@ def _published_shards(
     """Number of each shard that is there, ascending; a manifest that was read last time is not read again."""
     folder, stage = layout.tfds_shard(config, ShardId(0)).folder, f"tfds_{config}"
     found = _statuses(folder)
-    manifests = {
-        int(key): found[name]
-        for name in found
-        if name.endswith(MANIFEST_SUFFIX) and (key := name.removesuffix(MANIFEST_SUFFIX)).isdecimal()
-    }
+    names = {f"{ShardId(number)}{MANIFEST_SUFFIX}": number for number in range(shard_count)}
+    beyond = sorted(name for name in found.keys() - names.keys() if name.endswith(MANIFEST_SUFFIX))
+    if beyond:
+        raise PlanError(
+            f"{folder / beyond[0]} is of a shard beyond the {shard_count} of {config}: put back what the "
+            f"shard was made from, or delete it with its manifest to leave it out ({len(beyond)} in all)"
+        )
+    manifests = {number: found[name] for name, number in names.items() if name in found}
     if not manifests:
         raise MissingInput(f"no shard of {stage} is there yet in {folder}: materialize {stage} first")
-    if beyond := sorted(number for number in manifests if number >= shard_count):
-        raise PlanError(
-            f"{layout.tfds_shard(config, ShardId(beyond[0])).manifest} is of a shard beyond the "
-            f"{shard_count} of {config}: put back what the shard was made from, or delete it with its "
-            f"manifest to leave it out ({len(beyond)} in all)"
-        )
     known, settings = _read_known(layout.known_shards(config)), tfds.settings_of(config, width)
     shards = {}
-    for number, manifest in sorted(manifests.items()):
+    for number, manifest in manifests.items():
         shard, file = known.get(number), found.get(f"{ShardId(number)}.{layout.file_format}")
         if shard is None or not shard.is_of(manifest) or file is None or file.st_size != shard.bytes:
             shard = _look_at(layout.tfds_shard(config, ShardId(number)), number)
@@ -151,11 +147,12 @@ def _look_at(output: Output, number: int) -> _Shard:
     except FileNotFoundError:
         raise ShardBusy(f"{output} is being made again: run this again") from None
     manifest = require(output)
+    inode, size, changed_ns = identity(status)
     return _Shard(
         shard=number,
-        manifest_inode=status.st_ino,
-        manifest_bytes=status.st_size,
-        manifest_changed_ns=status.st_mtime_ns,
+        manifest_inode=inode,
+        manifest_bytes=size,
+        manifest_changed_ns=changed_ns,
         examples=manifest.counts["examples"],
         bytes=manifest.bytes,
         payload_bytes=manifest.counts["payload_bytes"],

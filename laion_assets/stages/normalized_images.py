@@ -141,7 +141,7 @@ def _look_at_picture(
     member = members[found[0]]
     body = os.pread(descriptor, member.size, member.offset)
     header = None if decode else read_header(body)
-    if header is not None and header.channels in (1, 3) and header.bits == 8:
+    if header is not None and header.becomes_three_channels and header.bits == 8:
         width, height = header.width, header.height
     else:
         try:

@@ -78,7 +78,7 @@ def _pictures(rows: pa.RecordBatch, file: BinaryIO, tar: Path) -> Iterator[bytes
             )
         body = os.pread(descriptor, size, offset)
         header = read_header(body)
-        if header is None or header.channels not in (1, 3):
+        if header is None or not header.becomes_three_channels:
             raise CorruptTar(
                 tar,
                 expected=f"the picture of key {key} to be a grey or RGB JPEG or PNG",

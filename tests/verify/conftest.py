@@ -6,6 +6,9 @@ import importlib.util
 import os
 
 import pytest
+from tfds_datasets import Dataset, publish_embeddings, publish_images
+
+from laion_assets.layout import Layout
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +20,15 @@ def tensorflow() -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The config ``images`` in TFRecords; only to be read."""
+    return publish_images(Layout(tmp_path_factory.mktemp("images")))
+
+
+@pytest.fixture(scope="session")
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The config ``embeddings`` in TFRecords; only to be read."""
+    return publish_embeddings(Layout(tmp_path_factory.mktemp("embeddings")), 512)

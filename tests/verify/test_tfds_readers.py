@@ -3,99 +3,23 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
+from tfds_datasets import SHARD_COUNT, SHARDS, TAGS, Dataset, publish_embeddings, row_of
+from tfds_inputs import Row, write_image_inputs
 
 from laion_assets.formats import tfds as formats
-from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.layout import Layout, ShardId
 from laion_assets.schema import NsfwTag
 from laion_assets.stages.laion400m import publish_dataset
-from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
 
 # TFDS 4.9.10 asks protobuf 6 for what it now calls otherwise (dataset_info.py, read_from_directory).
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
-
-_CAPTIONS = ("plain", "", "日本語 🙂 e\u0301", "a|b\n\tc\x00d\x1b", "x" * 61_192)
-_SIMILARITIES = (-1.0, 0.0, 0.3, 1.0, 0.31234567891234567)
-_TAGS = tuple(NsfwTag)
-
-# Shards that are there -> their examples; 0, 3 and 6 are missing, 4 has no examples.
-SHARDS = {1: 5, 2: 1, 4: 0, 5: 7}
-SHARD_COUNT = 7
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A published config, and its rows by URL."""
-
-    layout: Layout
-    rows: dict[str, Row]
-    image: dict[str, np.ndarray]
-    text: dict[str, np.ndarray]
-
-
-def row_of(shard: int, number: int) -> Row:
-    return Row(
-        key=f"{shard:05d}{number:04d}",
-        url=f"http://example.org/{shard}/{number}?ü",
-        caption=_CAPTIONS[number % len(_CAPTIONS)],
-        nsfw=str(_TAGS[(shard + number) % len(_TAGS)]),
-        similarity=_SIMILARITIES[number % len(_SIMILARITIES)],
-        license=("", "?", "https://creativecommons.org/licenses/by/4.0/")[number % 3],
-        original_height=(number * 9_999) % 18_850,
-        original_width=39_580 - number,
-        picture=picture(
-            shard * 100 + number,
-            size=(7 + number, 5 + number),
-            format_=("JPEG", "PNG")[number % 2],
-            mode=("RGB", "RGB", "L")[number % 3],
-        ),
-    )
-
-
-def publish_images(layout: Layout) -> Dataset:
-    rows = {}
-    for number, examples in SHARDS.items():
-        shard_rows = [row_of(number, row) for row in range(examples)]
-        write_image_inputs(layout, ShardId(number), shard_rows)
-        write_tfds_images(ShardId(number), layout)
-        rows |= {row.url: row for row in shard_rows}
-    publish_dataset("images", layout, shard_count=SHARD_COUNT)
-    return Dataset(layout, rows, {}, {})
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return publish_images(Layout(tmp_path_factory.mktemp("images")))
-
-
-def publish_embeddings(layout: Layout, width: int) -> Dataset:
-    found = Dataset(layout, {}, {}, {})
-    for number, examples in SHARDS.items():
-        shard, rows = EmbeddingShardId(number), [row_of(number, row) for row in range(examples)]
-        image, text = vectors(examples, width, seed=number), vectors(examples, width, seed=100 + number)
-        if examples:
-            # The smallest and largest values of a float16, and a negative zero.
-            image[0, :6] = np.array([1, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x8000], np.uint16).view(np.float16)
-        write_embedding_inputs(layout, shard, rows, image, text)
-        write_tfds_embeddings(shard, layout, width)
-        found.rows.update({row.url: row for row in rows})
-        found.image.update({row.url: vector for row, vector in zip(rows, image, strict=True)})
-        found.text.update({row.url: vector for row, vector in zip(rows, text, strict=True)})
-    publish_dataset("embeddings", layout, shard_count=SHARD_COUNT, width=width)
-    return found
-
-
-@pytest.fixture(scope="module")
-def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return publish_embeddings(Layout(tmp_path_factory.mktemp("embeddings")), 512)
 
 
 def _builder(dataset: Dataset, config: str, way: str) -> Any:
@@ -118,7 +42,7 @@ def _read(builder: Any, split: str = "train") -> list[dict[str, Any]]:
 def _check_metadata(found: dict[str, Any], row: Row) -> None:
     assert found["caption"] == row.caption.encode()
     assert found["license"] == row.license.encode()
-    assert found["nsfw"] == _TAGS.index(NsfwTag(row.nsfw))
+    assert found["nsfw"] == TAGS.index(NsfwTag(row.nsfw))
     assert found["similarity"].dtype == np.float64
     assert found["similarity"] == np.float64(np.float32(row.similarity))
     assert (found["original_height"], found["original_width"]) == (row.original_height, row.original_width)

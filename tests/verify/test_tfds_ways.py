@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_tfds_readers import SHARD_COUNT, SHARDS, Dataset, publish_embeddings, publish_images, row_of
+from tfds_datasets import SHARD_COUNT, SHARDS, Dataset, publish_embeddings, publish_images, row_of
 from tfds_inputs import write_image_inputs
 
 from laion_assets.formats import tfds as formats
@@ -20,11 +20,6 @@ from laion_assets.stages.tfds_images import write_tfds_images
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="array_record exists for Linux only")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return publish_images(Layout(tmp_path_factory.mktemp("images")))
 
 
 @pytest.fixture(scope="module")
