@@ -18,12 +18,14 @@ class VectorSource:
         path: where it lies.
         size_bytes: its size.
         sha256: of its bytes, hexadecimal.
+        xxh3_128: as that, for the one who only asks whether it is the same file still.
         dtype: ``float16`` or ``float32``.
     """
 
     path: str
     size_bytes: int
     sha256: str
+    xxh3_128: str
     dtype: str
 
 
@@ -35,12 +37,14 @@ class MetadataSource:
         path: where it lies.
         size_bytes: its size.
         sha256: of its bytes, hexadecimal.
+        xxh3_128: as that, for the one who only asks whether it is the same file still.
         columns: the names of its columns, in order.
     """
 
     path: str
     size_bytes: int
     sha256: str
+    xxh3_128: str
     columns: tuple[str, ...]
 
 

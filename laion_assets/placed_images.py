@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from laion_assets.errors import CorruptManifest, CorruptParquet, MisalignedShard, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Recipe, Tally, read_manifest
-from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.formats.tar_headers import Member
+from laion_assets.formats.webdataset import index_tar
 from laion_assets.formats.webdataset import is_ours as is_our_tar
 from laion_assets.image import STORED_EXTENSIONS
 from laion_assets.keys import check_unique, global_keys, spelled_keys

@@ -12,12 +12,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-# Every float16, by its bits.
-_FLOAT32: Final = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-
 # Rows whose float32 copies stay in a core's cache; twice as fast as all at once.
 _BLOCK_ROWS: Final = 256
-_LOOKED_UP_ROWS: Final = 64
+
+# float16 is sign, 5 bits of exponent and 10 of fraction; float32 has 8 and 23, and a bias of 127, not 15.
+_SHIFT: Final = 23 - 10
+_SIGN_AND_REST: Final = np.int32(-(1 << 31) | (1 << 28) - (1 << _SHIFT))
+_BIAS: Final = np.float32(2.0 ** (127 - 15))
+_LARGEST: Final = np.float32(65_504)
+# The smallest float16 before its exponent is put right: nothing, in a process that a library has told to take
+# such numbers for zero.
+_SMALLEST: Final = np.array([1 << _SHIFT], np.int32).view(np.float32)[0]
 
 
 # What is held in memory at once: about 40 MiB of float32 or 20 MiB of float16, twice.
@@ -41,13 +46,25 @@ def as_float16(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
 def as_float32(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """Vectors (rows, width) in float32, each value the same.
 
-    Looked up, which takes half the time of numpy's own cast (2.3, which goes bit by bit).
+    By their bits, which takes a third of the time of numpy's own cast (2.4).
     """
-    bits, found = vectors.view(np.uint16), np.empty(vectors.shape, np.float32)
-    for start in range(0, len(vectors), _LOOKED_UP_ROWS):
-        rows = slice(start, start + _LOOKED_UP_ROWS)
-        np.take(_FLOAT32, bits[rows], out=found[rows], mode="wrap")
+    found = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        _as_float32(vectors[rows], found[rows])
     return found
+
+
+def _as_float32(vectors: npt.NDArray[np.float16], found: npt.NDArray[np.float32]) -> None:
+    bits = found.view(np.int32)
+    # With their sign, which so comes to stand where it belongs, and thrice beside it.
+    np.copyto(bits, vectors.view(np.int16))
+    bits <<= _SHIFT
+    bits &= _SIGN_AND_REST
+    # Exact, numbers below the smallest normal one included. What is not finite is so large after it.
+    found *= _BIAS
+    if found.size and (max(found.max(), -found.min()) > _LARGEST or not _SMALLEST * _BIAS):
+        found[...] = vectors
 
 
 def norms(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

@@ -7,7 +7,6 @@ two-dimensional array (NEP 1, "A Simple File Format for NumPy Arrays"). Nothing 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.errors import CorruptNpy, SourceUnavailable
+from laion_assets.formats.checksums import Hash
 
 _MAGIC: Final = b"\x93NUMPY"
 _MAGIC_BYTES: Final = len(_MAGIC) + 2  # and the version, major and minor
@@ -82,7 +82,7 @@ class VectorReader:
         size_bytes: size of the file.
     """
 
-    def __init__(self, file: IO[bytes], path: Path, width: int) -> None:
+    def __init__(self, file: IO[bytes], path: Path, width: int, digest: Hash | None) -> None:
         header = _check(file, path, width)
         self.path = path
         self.rows = header.rows
@@ -92,7 +92,8 @@ class VectorReader:
         self._file = file
         self._rows_left = header.rows
         file.seek(0)
-        self._sha256 = hashlib.sha256(file.read(header.offset))
+        self._digest = digest
+        self._update(file.read(header.offset))
 
     def read(self, rows: int) -> npt.NDArray[Any]:
         """The next vectors, at most ``rows``, in memory of their own.
@@ -112,30 +113,30 @@ class VectorReader:
             if not count:
                 raise _corrupt(self.path, f"{self.rows} rows, as when it was opened", "fewer")
             filled += count
-        self._sha256.update(view)
+        self._update(view)
         self._rows_left -= rows
         return vectors
 
-    @property
-    def sha256(self) -> str:
-        """Hexadecimal sha256 of every byte read so far: of the whole file, once all rows were read."""
-        return self._sha256.hexdigest()
+    def _update(self, piece: bytes | memoryview) -> None:
+        if self._digest is not None:
+            self._digest.update(piece)
 
 
 @contextmanager
-def open_reader(path: Path, *, width: int) -> Iterator[VectorReader]:
+def open_reader(path: Path, *, width: int, digest: Hash | None = None) -> Iterator[VectorReader]:
     """A reader of a file of vectors.
 
     Args:
         path: the file.
         width: elements that each vector must have.
+        digest: given every byte in turn: the whole file, once all rows were read.
 
     Raises:
         CorruptNpy: if the file is not exactly an array (rows, width) of float16 or float32.
         SourceUnavailable: if it cannot be opened.
     """
     with _opened(path) as file:
-        yield VectorReader(file, path, width)
+        yield VectorReader(file, path, width, digest)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats.durable import identity
+from laion_assets.formats.large_file import LargeFile
 
 # Bounds on what a hostile footer may make the reader allocate.
 _THRIFT_STRING_LIMIT: Final = 256 << 20
@@ -41,15 +42,20 @@ def open_writer(path: Path, schema: pa.Schema, *, as_is: Sequence[str] = ()) -> 
             dictionary and statistics: 8 % larger, and read several times as fast.
     """
     others = [name for name in schema.names if name not in as_is]
-    with pq.ParquetWriter(
-        path,
-        schema,
-        compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(as_is, "none")} if as_is else "zstd",
-        use_dictionary=others if as_is else True,
-        write_statistics=others if as_is else True,
-        write_page_checksum=True,
-        store_schema=True,
-    ) as writer:
+    with (
+        LargeFile(path) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(as_is, "none")}
+            if as_is
+            else "zstd",
+            use_dictionary=others if as_is else True,
+            write_statistics=others if as_is else True,
+            write_page_checksum=True,
+            store_schema=True,
+        ) as writer,
+    ):
         yield writer
 
 

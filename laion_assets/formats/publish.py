@@ -1,7 +1,7 @@
 """One way to publish a partition's files: whole and checksummed, or not at all.
 
 The order is what makes it safe. Under a lease, files are written in a draft folder, and with them the
-manifest, which holds their sha256; all are synced, the old manifest is removed, the files are renamed into
+manifest, which holds their checksums; all are synced, the old manifest is removed, the files are renamed into
 place and the new manifest last. So a kill at any point leaves either the old partition, no partition, or
 the new one: a file under its final name counts for nothing until a manifest vouches for it.
 
@@ -12,7 +12,6 @@ meanwhile and lets nothing be made of a file that is not, byte for byte, the one
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import platform
 import shutil
 import time
@@ -27,6 +26,7 @@ import pyarrow as pa
 
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
+from laion_assets.formats.checksums import checksums_of, sha256_of, xxh3_128_of
 from laion_assets.formats.durable import (
     identity,
     make_folder,
@@ -37,8 +37,8 @@ from laion_assets.formats.durable import (
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Output
 
-_MANIFEST_FORMAT: Final = 3
-_READ_FORMATS: Final = (1, 2, _MANIFEST_FORMAT)
+_MANIFEST_FORMAT: Final = 4
+_READ_FORMATS: Final = (1, 2, 3, _MANIFEST_FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,12 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """Size in bytes and sha256 (hexadecimal) of one file, and whether it is a log of the run."""
+    """Size in bytes and checksums (hexadecimal) of one file, and whether it is a log of the run."""
 
     bytes: int
     sha256: str
     is_log: bool = False  # what manifests of format 1 and 2 do not say
+    xxh3_128: str | None = None  # nor those of format 3 this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +117,6 @@ class Manifest:
     def data_bytes(self) -> int:
         """Size of the files that are no logs: equal inputs, equal size."""
         return sum(record.bytes for record in self.files.values() if not record.is_log)
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Draft:
@@ -263,7 +258,7 @@ def require(output: Output) -> Manifest:
 
 
 def verify(output: Output) -> Manifest:
-    """As :func:`require`, and every file's sha256 is computed and compared.
+    """As :func:`require`, and every file's bytes are read and compared by their checksum.
 
     Raises:
         MissingInput: if the partition is not published.
@@ -271,11 +266,15 @@ def verify(output: Output) -> Manifest:
     """
     manifest = require(output)
     for name, record in manifest.files.items():
-        found = sha256_of(output.path(name))
-        if found != record.sha256:
+        kind, recorded, checksum_of = (
+            ("sha256", record.sha256, sha256_of)
+            if record.xxh3_128 is None
+            else ("XXH3-128", record.xxh3_128, xxh3_128_of)
+        )
+        if (found := checksum_of(output.path(name))) != recorded:
             raise CorruptInput(
                 output.path(name),
-                expected=f"sha256 {record.sha256}",
+                expected=f"{kind} {recorded}",
                 found=found,
                 remedy="The file changed after it was published: restore it, or delete "
                 f"{manifest_path(output)} to have the partition made again.",
@@ -399,8 +398,8 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
         files={
             name: FileRecord(
                 bytes=(folder / name).stat().st_size,
-                sha256=sha256_of(folder / name),
                 is_log=name in output.logs,
+                **asdict(checksums_of(folder / name)),
             )
             for name in output.names
         },

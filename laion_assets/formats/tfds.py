@@ -300,7 +300,13 @@ def _small(name: str) -> pa.Array:
 
 @cache
 def _small_varints() -> pa.Array:
-    return pa.array(map(_varint, range(_SMALL)), pa.large_binary())
+    """Those of 0 to ``_SMALL``, which are of one byte below 128 and of two from there on."""
+    numbers = np.arange(_SMALL)
+    longer = numbers[0x80:]
+    encoded = np.concatenate([numbers[:0x80], np.stack([longer & 0x7F | 0x80, longer >> 7], axis=1).ravel()])
+    ends = np.concatenate([[0], np.cumsum(np.where(numbers < 0x80, 1, 2))])
+    buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(encoded.astype(np.uint8))]
+    return pa.Array.from_buffers(pa.large_binary(), _SMALL, buffers)
 
 
 def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:

@@ -8,7 +8,6 @@ elsewhere can tell.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.errors import CorruptRecords
+from laion_assets.formats.large_file import LargeFile
 
 _LENGTH: Final = Struct("<Q")
 _CHECKSUM: Final = Struct("<I")
@@ -35,8 +35,6 @@ FRAMING_BYTES: Final = HEADER_BYTES + _CHECKSUM.size
 _MASK_DELTA: Final = 0xA282EAD8
 
 _BUFFER_BYTES: Final = 1 << 20
-# As many as Linux takes in one call (IOV_MAX).
-_MOST_PIECES: Final = 1024
 
 Payloads = tuple[Sequence[bytes], ...]
 """Payloads, in parts that follow each other so that a picture need not be copied to be written: part j of
@@ -63,7 +61,7 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
         How many records were written, and the bytes of their payloads.
     """
     records = payload_bytes = 0
-    with path.open("wb", buffering=0) as file:
+    with LargeFile(path) as file:
         for batch in batches:
             lengths = np.sum([np.fromiter(map(len, parts), np.int64) for parts in batch], axis=0)
             crcs: Iterable[int] = repeat(0)
@@ -71,21 +69,10 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
                 crcs = map(google_crc32c.extend, crcs, parts)
             checksums = map(_CHECKSUM.pack, _masked(np.fromiter(crcs, np.int64)).tolist())
             headers = map(_header, lengths.tolist())
-            _write(file, list(chain.from_iterable(zip(headers, *batch, checksums, strict=True))))
+            file.write_all(list(chain.from_iterable(zip(headers, *batch, checksums, strict=True))))
             records += len(lengths)
             payload_bytes += int(lengths.sum())
     return RecordsSummary(records=records, payload_bytes=payload_bytes)
-
-
-def _write(file: io.FileIO, pieces: Sequence[bytes]) -> None:
-    """Write bytes one after another without copying them together first."""
-    for first in range(0, len(pieces), _MOST_PIECES):
-        batch = pieces[first : first + _MOST_PIECES]
-        left = sum(map(len, batch)) - os.writev(file.fileno(), batch)
-        if left:  # the system took less
-            rest = memoryview(b"".join(batch))[-left:]
-            while rest:
-                rest = rest[file.write(rest) :]
 
 
 def frame(payload: bytes) -> bytes:

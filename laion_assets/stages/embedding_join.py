@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from laion_assets.embedding_source import EmbeddingSource, MetadataSource, VectorSource, read_embedding_source
 from laion_assets.errors import CorruptInput, MisalignedEmbeddings, SourceUnavailable
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
+from laion_assets.formats.checksums import xxh3_128_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
@@ -91,10 +93,11 @@ def _join(
     differences = [np.empty(0, np.float32)]
     for file in source.files:
         _check_size(shard, file)
-    _check_sha256(shard, source.metadata, sha256_of(Path(source.metadata.path)))
+    _check_bytes(shard, source.metadata, xxh3_128_of(Path(source.metadata.path)))
+    image_digest, text_digest = xxhash.xxh3_128(), xxhash.xxh3_128()
     with (
-        npy.open_reader(Path(source.image_vectors.path), width=source.width) as images,
-        npy.open_reader(Path(source.text_vectors.path), width=source.width) as texts,
+        npy.open_reader(Path(source.image_vectors.path), width=source.width, digest=image_digest) as images,
+        npy.open_reader(Path(source.text_vectors.path), width=source.width, digest=text_digest) as texts,
         parquet.open_writer(destination, schema, as_is=_VECTORS) as writer,
     ):
         for metadata in _read_metadata(Path(source.metadata.path), rows_at_a_time(source.width), counts):
@@ -110,8 +113,8 @@ def _join(
                 "text_embedding": _as_column(of_texts),
             }
             writer.write_batch(pa.record_batch([joined[name] for name in schema.names], schema=schema))
-        _check_sha256(shard, source.image_vectors, images.sha256)
-        _check_sha256(shard, source.text_vectors, texts.sha256)
+        _check_bytes(shard, source.image_vectors, image_digest.hexdigest())
+        _check_bytes(shard, source.text_vectors, text_digest.hexdigest())
     return dict(counts), np.concatenate(differences)
 
 
@@ -220,9 +223,9 @@ def _check_size(shard: EmbeddingShardId, file: VectorSource | MetadataSource) ->
         raise _changed(shard, file, f"{file.size_bytes} bytes", f"{size} bytes")
 
 
-def _check_sha256(shard: EmbeddingShardId, file: VectorSource | MetadataSource, found: str) -> None:
-    if found != file.sha256:
-        raise _changed(shard, file, f"sha256 {file.sha256}", found)
+def _check_bytes(shard: EmbeddingShardId, file: VectorSource | MetadataSource, found: str) -> None:
+    if found != file.xxh3_128:
+        raise _changed(shard, file, f"XXH3-128 {file.xxh3_128}", found)
 
 
 def _changed(

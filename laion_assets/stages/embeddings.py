@@ -21,13 +21,14 @@ from laion_assets.errors import (
     SourceUnavailable,
 )
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
+from laion_assets.formats.checksums import Digest, checksums_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.vectors import as_float16, is_bad, norms, rows_at_a_time
 
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
 
 # The two layouts in the wild, folders of image vectors, text vectors and metadata: what clip-retrieval's
 # inference writes, and how the LAION-400M release was uploaded.
@@ -186,9 +187,10 @@ def _identity(path: Path) -> str:
 
 def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[EmbeddingSource, dict[str, int]]:
     columns, metadata_rows = _look_at_metadata(sources.metadata)
+    of_images, of_texts = Digest(), Digest()
     with (
-        npy.open_reader(sources.image_vectors, width=width) as images,
-        npy.open_reader(sources.text_vectors, width=width) as texts,
+        npy.open_reader(sources.image_vectors, width=width, digest=of_images) as images,
+        npy.open_reader(sources.text_vectors, width=width, digest=of_texts) as texts,
     ):
         if not images.rows == texts.rows == metadata_rows:
             raise MisalignedEmbeddings(
@@ -201,13 +203,13 @@ def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[Embedd
         record = EmbeddingSource(
             rows=metadata_rows,
             width=width,
-            image_vectors=_vector_source(images),
-            text_vectors=_vector_source(texts),
+            image_vectors=_vector_source(images, of_images),
+            text_vectors=_vector_source(texts, of_texts),
             metadata=MetadataSource(
                 path=str(sources.metadata),
                 size_bytes=sources.metadata.stat().st_size,
-                sha256=sha256_of(sources.metadata),
                 columns=columns,
+                **asdict(checksums_of(sources.metadata)),
             ),
         )
     return record, counts
@@ -273,7 +275,10 @@ def _count(flags: npt.NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(flags))
 
 
-def _vector_source(reader: npy.VectorReader) -> VectorSource:
+def _vector_source(reader: npy.VectorReader, digest: Digest) -> VectorSource:
     return VectorSource(
-        path=str(reader.path), size_bytes=reader.size_bytes, sha256=reader.sha256, dtype=reader.dtype.name
+        path=str(reader.path),
+        size_bytes=reader.size_bytes,
+        dtype=reader.dtype.name,
+        **asdict(digest.checksums),
     )

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, PlanError, ShardBusy
 from laion_assets.formats import parquet, tfds
+from laion_assets.formats.checksums import sha256_of
 from laion_assets.formats.durable import identity, make_folder, sync_file, sync_folder
 from laion_assets.formats.publish import (
     Draft,
@@ -33,7 +34,6 @@ from laion_assets.formats.publish import (
     Tally,
     publish,
     require,
-    sha256_of,
 )
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import (

@@ -10,18 +10,17 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
-from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.formats.webdataset import list_members
 from laion_assets.image import STORED_EXTENSIONS, TFDS_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table
@@ -36,18 +35,17 @@ from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside
 CODE_VERSION: Final = "2"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Picture:
+class _Picture(NamedTuple):
     """What the bytes of one stored picture say of themselves, and where they lie."""
 
     width: int
     height: int
     sha256: str
-    member: Member
+    offset: int
+    size: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Refused:
+class _Refused(NamedTuple):
     """Why a stored picture cannot become an example."""
 
     reason: SetAside
@@ -91,8 +89,8 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     tar = layout.images_tar(shard)
     rows = read_image_table(shard, layout)
     check_unique(rows["key"], layout.images_table(shard))
-    succeeded = rows.filter(pa.compute.equal(rows["status"], Status.SUCCESS)).sort_by("key")
-    pictures = _look_at_pictures(tar, succeeded["stem"].to_pylist(), index_tar(tar), decode=decode)
+    succeeded = rows.filter(pc.equal(rows["status"], Status.SUCCESS)).sort_by("key")
+    pictures = _look_at_pictures(tar, succeeded["stem"].combine_chunks(), decode=decode)
     verdicts = [
         _unacceptable(reason, similarity) or _contradiction(picture, width, height) or picture
         for reason, similarity, picture, width, height in zip(
@@ -115,31 +113,41 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     return examples, set_aside, counts
 
 
-def _look_at_pictures(
-    tar: Path, stems: list[str], index: Mapping[str, Mapping[str, Member]], *, decode: bool
-) -> list[_Picture | _Refused]:
-    with tar.open("rb") as file:
-        return [_look_at_picture(file.fileno(), index.get(stem, {}), tar, decode=decode) for stem in stems]
-
-
-def _look_at_picture(
-    descriptor: int, members: Mapping[str, Member], tar: Path, *, decode: bool
-) -> _Picture | _Refused:
-    found = [extension for extension in STORED_EXTENSIONS if extension in members]
-    if not found:
-        return _Refused(reason=SetAside.MISSING_IMAGE, detail=f"the tar has only {sorted(members)}"[:200])
-    if len(found) > 1:
+def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> list[_Picture | _Refused]:
+    """What becomes of the picture of each stem."""
+    members = list_members(tar)
+    pictures = members.filter(pc.is_in(members["extension"], value_set=pa.array(STORED_EXTENSIONS)))
+    pictures = pictures.filter(pc.is_in(pictures["stem"], value_set=stems))
+    if pc.count_distinct(pictures["stem"]).as_py() < len(pictures):
         raise CorruptTar(
             tar,
             expected="one picture for each key",
-            found=f"{len(found)} for one key",
+            found="several for one key",
             remedy="Make or place the shard again.",
         )
-    if found[0] not in TFDS_EXTENSIONS:
-        detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {found[0]}"
-        return _Refused(reason=SetAside.NOT_TFDS_FORMAT, detail=detail)
-    member = members[found[0]]
-    body = os.pread(descriptor, member.size, member.offset)
+    places = pictures.take(pc.index_in(stems, value_set=pictures["stem"].combine_chunks()))
+    columns = (places[name].to_pylist() for name in ("extension", "offset", "size"))
+    with tar.open("rb") as file:
+        return [
+            _Refused(SetAside.MISSING_IMAGE, _what_else(members, stem))
+            if extension is None
+            else _look_at_picture(file.fileno(), extension, offset, size, decode=decode)
+            for stem, extension, offset, size in zip(stems.to_pylist(), *columns, strict=True)
+        ]
+
+
+def _what_else(members: pa.Table, stem: str) -> str:
+    found = members.filter(pc.equal(members["stem"], stem))["extension"].to_pylist()
+    return f"the tar has only {sorted(found)}"[:200]
+
+
+def _look_at_picture(
+    descriptor: int, extension: str, offset: int, size: int, *, decode: bool
+) -> _Picture | _Refused:
+    if extension not in TFDS_EXTENSIONS:
+        detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {extension}"
+        return _Refused(SetAside.NOT_TFDS_FORMAT, detail)
+    body = os.pread(descriptor, size, offset)
     header = None if decode else read_header(body)
     if header is not None and header.becomes_three_channels and header.bits == 8:
         width, height = header.width, header.height
@@ -147,11 +155,10 @@ def _look_at_picture(
         try:
             mode, (width, height) = _open(body, decode=decode)
         except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
-            detail = f"{type(error).__name__}: {error}"[:200]
-            return _Refused(reason=SetAside.UNREADABLE_IMAGE, detail=detail)
+            return _Refused(SetAside.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
         if mode not in THREE_CHANNEL_MODES:
-            return _Refused(reason=SetAside.NOT_THREE_CHANNELS, detail=f"mode {mode}")
-    return _Picture(width=width, height=height, sha256=hashlib.sha256(body).hexdigest(), member=member)
+            return _Refused(SetAside.NOT_THREE_CHANNELS, f"mode {mode}")
+    return _Picture(width, height, hashlib.sha256(body).hexdigest(), offset, size)
 
 
 def _open(body: bytes, *, decode: bool) -> tuple[str, tuple[int, int]]:
@@ -169,7 +176,7 @@ def _unacceptable(reason: str | None, similarity: float | None) -> _Refused | No
     if reason is None:
         return None
     detail = "no URL" if reason == SetAside.MISSING_URL else f"similarity {similarity}"
-    return _Refused(reason=SetAside(reason), detail=detail)
+    return _Refused(SetAside(reason), detail)
 
 
 def _contradiction(picture: _Picture | _Refused, width: int | None, height: int | None) -> _Refused | None:
@@ -179,7 +186,7 @@ def _contradiction(picture: _Picture | _Refused, width: int | None, height: int 
     if (width, height) == (picture.width, picture.height):
         return None
     detail = f"row says {width} x {height}, picture is {picture.width} x {picture.height}"
-    return _Refused(reason=SetAside.WRONG_SIZE, detail=detail)
+    return _Refused(SetAside.WRONG_SIZE, detail)
 
 
 def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[str, int]]:
@@ -192,13 +199,13 @@ def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[
             "url": rows["url"],
             **normalized,
             # A table that saved no original sizes leaves those of the stored picture as the best known.
-            "original_height": pa.compute.coalesce(rows["original_height"], heights),
-            "original_width": pa.compute.coalesce(rows["original_width"], widths),
+            "original_height": pc.coalesce(rows["original_height"], heights),
+            "original_width": pc.coalesce(rows["original_width"], widths),
             "height": heights,
             "width": widths,
             "image_sha256": pa.array([picture.sha256 for picture in pictures], pa.string()),
-            "tar_offset": pa.array([picture.member.offset for picture in pictures], pa.int64()),
-            "tar_bytes": pa.array([picture.member.size for picture in pictures], pa.int64()),
+            "tar_offset": pa.array([picture.offset for picture in pictures], pa.int64()),
+            "tar_bytes": pa.array([picture.size for picture in pictures], pa.int64()),
         }
     )
     return examples, counts

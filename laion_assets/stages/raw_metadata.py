@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, is_text, valid_text
 from laion_assets.errors import CorruptInput, CorruptParquet, SettingsError, SourceUnavailable
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, sha256_of
+from laion_assets.formats.checksums import sha256_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import Layout
 from laion_assets.raw_source import RawSource, without_secrets

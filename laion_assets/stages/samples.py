@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, valid_text
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, sha256_of
+from laion_assets.formats.checksums import sha256_of
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique

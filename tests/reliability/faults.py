@@ -36,7 +36,8 @@ import life
 
 from laion_assets.errors import CorruptRecords, LaionAssetsError, StorageError
 from laion_assets.formats import tfds, tfrecord
-from laion_assets.formats.publish import Manifest, done, sha256_of, verify
+from laion_assets.formats.checksums import sha256_of
+from laion_assets.formats.publish import Manifest, done, verify
 from laion_assets.layout import DATASET_VERSION, Output
 
 _CALLS: Final = (

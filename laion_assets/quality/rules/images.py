@@ -16,7 +16,8 @@ from PIL import Image
 
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import require
-from laion_assets.formats.webdataset import Member, index_tar
+from laion_assets.formats.tar_headers import Member
+from laion_assets.formats.webdataset import index_tar
 from laion_assets.image import STORED_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table

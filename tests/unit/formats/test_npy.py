@@ -26,10 +26,11 @@ def vectors(rows, *, dtype="<f2", width=WIDTH):
 
 
 def read_all(path, *, width=WIDTH, step=3):
-    with open_reader(path, width=width) as reader:
+    digest = hashlib.sha256()
+    with open_reader(path, width=width, digest=digest) as reader:
         pieces = [reader.read(step) for _ in range(0, reader.rows + 1, step)]
         assert len(reader.read(1)) == 0
-        return np.concatenate(pieces), reader.sha256
+        return np.concatenate(pieces), digest.hexdigest()
 
 
 def header(text, *, version=b"\x01\x00", length=None):

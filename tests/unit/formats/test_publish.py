@@ -77,7 +77,20 @@ def test_a_flipped_byte_is_found_by_verify(output):
     publish(output, RECIPE, writer(b"one", b"two"))
     output.path("00003.parquet").write_bytes(b"0ne")
     require(output)
-    with pytest.raises(CorruptInput, match="sha256"):
+    with pytest.raises(CorruptInput, match="XXH3-128"):
+        verify(output)
+
+
+def test_manifests_without_a_quick_checksum_are_verified_by_the_other(output):
+    first = publish(output, RECIPE, writer(b"one", b"two"))
+    document = unseal(output.manifest.read_bytes())
+    for record in document["files"].values():
+        del record["xxh3_128"]
+    output.manifest.write_bytes(seal({**document, "format": 3}))
+    assert verify(output).data_version == first.data_version
+    assert publish(output, RECIPE, writer(b"one", b"two")).data_version == first.data_version
+    output.path("00003.parquet").write_bytes(b"0ne")
+    with pytest.raises(CorruptInput, match="expected sha256"):
         verify(output)
 
 
@@ -186,7 +199,7 @@ def test_a_log_is_published_and_verified_and_no_part_of_the_data(tmp_path):
     assert (second.bytes, second.data_bytes) == (4, 3)
     assert read_manifest(output) == second
     output.path("00003.set_aside.parquet").write_bytes(b"3")
-    with pytest.raises(CorruptInput, match=r"set_aside\.parquet: expected sha256"):
+    with pytest.raises(CorruptInput, match=r"set_aside\.parquet: expected XXH3-128"):
         verify(output)
     other = publish(output, replace(RECIPE, settings="u"), writer(b"two", b"2"))
     assert other.data_version != second.data_version
@@ -251,7 +264,7 @@ def source(tmp_path):
 def test_nothing_is_made_of_an_input_that_changed(output, source):
     read, recipe = source
     read.only.write_bytes(b"IN")
-    with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected sha256"):
+    with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected XXH3-128"):
         publish(output, recipe, writer(b"one", b"two"), reads=[read])
     assert done(output) is None
     assert not output.draft.exists()

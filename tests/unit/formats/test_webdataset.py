@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.errors import CorruptTar
-from laion_assets.formats.webdataset import Member, TarWriter, index_tar, is_ours, open_tar
+from laion_assets.formats.tar_headers import Member, list_plain, walk
+from laion_assets.formats.webdataset import TarWriter, index_tar, is_ours, open_tar
 
 stems = st.text("0123456789abcXYZ_-", min_size=1, max_size=12)
 extensions = st.sampled_from(["jpg", "txt", "json", "tar.gz", "PNG"])
@@ -97,6 +98,62 @@ def test_what_tarfile_writes_is_indexed(tmp_path_factory, archive, kind, has_flo
     path.write_bytes(tarred([(".".join(name), body) for name, body in archive.items()], kind, mtime=time))
     lowered = {(stem, ext.lower()): body for (stem, ext), body in archive.items()}
     assert bodies(path) == lowered
+
+
+def plainly(path):
+    """Members as they are found all at once; None where they have to be walked."""
+    with path.open("rb") as file:
+        found = list_plain(file.fileno())
+    if found is None:
+        return None
+    places = [Member(int(at), int(size)) for at, size in zip(found.offsets, found.sizes, strict=True)]
+    return [(name.decode(), place) for name, place in zip(found.names, places, strict=True)]
+
+
+def walked(path):
+    with path.open("rb") as file:
+        return list(walk(path, file.fileno()))
+
+
+@pytest.mark.parametrize("window", [512, 1024, 4 << 20])
+@settings(deadline=None, max_examples=30)
+@given(
+    archive=st.dictionaries(st.tuples(stems, extensions), st.binary(max_size=1500), min_size=1, max_size=8),
+    kind=st.sampled_from([None, tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_headers_are_found_at_once_in_tars_of_the_usual_kinds(tmp_path_factory, archive, kind, window):
+    path = tmp_path_factory.mktemp("tar") / "00000.tar"
+    if kind is None:
+        write(path, archive)
+    else:
+        time = 1700000000.25 if kind == tarfile.PAX_FORMAT else 1700000000
+        path.write_bytes(tarred([(".".join(name), body) for name, body in archive.items()], kind, mtime=time))
+    with path.open("rb") as file:
+        found = list_plain(file.fileno(), window_bytes=window)
+    assert found is not None
+    assert plainly(path) == walked(path)
+    assert found.offsets.tolist() == [member.offset for _, member in walked(path)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(archives, st.booleans(), st.integers(0, 10**6), st.integers(0, 255))
+def test_what_is_found_at_once_is_what_is_walked(tmp_path_factory, archive, is_pax, position, value):
+    path = tmp_path_factory.mktemp("tar") / "00000.tar"
+    members = [(".".join(name), body) for name, body in archive.items()]
+    whole = bytearray(tarred(members, mtime=1.5) if is_pax else tarred(members, tarfile.USTAR_FORMAT))
+    whole[position % len(whole)] = value
+    path.write_bytes(whole)
+    found = plainly(path)
+    # Where it finds anything, walking finds the same, and no fault.
+    assert found is None or found == walked(path)
+
+
+def test_a_tar_within_a_picture_is_no_part_of_it(tmp_path):
+    path = tmp_path / "00000.tar"
+    inner = tarred([("b.jpg", b"inner")], tarfile.USTAR_FORMAT)
+    write(path, {("a", "jpg"): inner, ("a", "txt"): b"caption"})
+    assert plainly(path) is None
+    assert bodies(path) == {("a", "jpg"): inner, ("a", "txt"): b"caption"}
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

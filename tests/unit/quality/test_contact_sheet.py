@@ -3,7 +3,7 @@ from PIL import Image
 from quality_inputs import HOSTILE, SHARDS, copy_root, jpeg, shared_root
 
 from laion_assets.errors import CorruptTar, MissingInput
-from laion_assets.formats.publish import sha256_of
+from laion_assets.formats.checksums import sha256_of
 from laion_assets.layout import ShardId
 from laion_assets.quality.contact_sheet import draw_contact_sheet
 

@@ -334,7 +334,7 @@ def test_a_byte_that_changed_after_the_check_is_refused(layout, checked, name):
     # The last mantissa bit of the last element changes no cosine that could be told from rounding.
     content[-2 if name.endswith("npy") else 4] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CorruptInput, match=r"sha256 .*as when it was checked") as caught:
+    with pytest.raises(CorruptInput, match=r"XXH3-128 .*as when it was checked") as caught:
         join_embeddings(SHARD, layout, Thresholds())
     assert str(path) in str(caught.value)
     assert not layout.embedding_join(SHARD).manifest.exists()

@@ -16,7 +16,7 @@ from laion_assets.errors import (
     MissingInput,
     SettingsError,
 )
-from laion_assets.formats.publish import sha256_of
+from laion_assets.formats.checksums import sha256_of
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.stages.embeddings import check_embeddings, find_embedding_shards

@@ -95,7 +95,7 @@ def test_another_picture_in_the_tar_is_refused(layout: Layout) -> None:
     at = body.index(rows[1].picture)
     body[at + len(rows[1].picture) // 2] ^= 1
     tar.write_bytes(body)
-    with pytest.raises(CorruptInput, match=r"00003\.tar: expected sha256"):
+    with pytest.raises(CorruptInput, match=r"00003\.tar: expected XXH3-128"):
         write_tfds_images(_SHARD, layout)
     vouch_anew(layout.images(_SHARD))
     with pytest.raises(MissingInput, match="images 00003 was made again after normalized_images 00003"):
