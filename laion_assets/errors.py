@@ -19,6 +19,7 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
         ├── CorruptTar
         ├── CorruptNpy
         ├── CorruptRecords
+        ├── CorruptIndex
         ├── CorruptManifest
         ├── MisalignedShard        tar, Parquet and plan of an image shard do not belong together
         └── MisalignedEmbeddings   vectors and metadata do not belong together
@@ -109,6 +110,10 @@ class CorruptNpy(CorruptInput):
 
 class CorruptRecords(CorruptInput):
     """A TFRecord or ArrayRecord file is cut short, or a checksum in it does not hold."""
+
+
+class CorruptIndex(CorruptInput):
+    """An index is not what its checksums are of, or not of the records expected."""
 
 
 class CorruptManifest(CorruptInput):

@@ -236,6 +236,10 @@ class Layout:
         """Vectors and metadata of one embedding shard in one Parquet file."""
         return self._output("embedding_join", str(shard), f"{shard}.parquet")
 
+    def embedding_index(self, shard: EmbeddingShardId) -> Output:
+        """Where the vectors of one embedding shard lie, found by URL or by shard and key."""
+        return self._output("embedding_index", str(shard), f"{shard}.index")
+
     def normalized_embeddings(self, shard: EmbeddingShardId) -> Output:
         """The examples-to-be of one embedding shard, and the rows set aside with their reasons."""
         return self._output(

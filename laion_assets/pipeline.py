@@ -24,6 +24,7 @@ from laion_assets.settings import Settings
 from laion_assets.stages import (
     catalog,
     dataset_report,
+    embedding_index,
     embedding_join,
     embeddings,
     image_embeddings,
@@ -132,6 +133,10 @@ def _embeddings(settings: Settings, key: str) -> Manifest:
 
 def _embedding_join(settings: Settings, key: str) -> Manifest:
     return embedding_join.join_embeddings(EmbeddingShardId.parse(key), settings.layout, settings.quality)
+
+
+def _embedding_index(settings: Settings, key: str) -> Manifest:
+    return embedding_index.index_embeddings(EmbeddingShardId.parse(key), settings.layout)
 
 
 def _normalized_embeddings(settings: Settings, key: str) -> Manifest:
@@ -308,6 +313,19 @@ STAGES: Final = (
         columns=schema.embedding_join(),
     ),
     Stage(
+        name="embedding_index",
+        axis=Axis.EMBEDDING_SHARD,
+        inputs=("embedding_join",),
+        run=_embedding_index,
+        code_version=embedding_index.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"index"}),
+        description=(
+            "Where each row's vectors lie in embedding_join, found by the row's URL, or where it has none by "
+            "its shard: `embedding_index/SHARD.index`, 80 bytes a row, in which image shards look them up."
+        ),
+    ),
+    Stage(
         name="normalized_embeddings",
         axis=Axis.EMBEDDING_SHARD,
         inputs=("embedding_join",),
@@ -347,7 +365,7 @@ STAGES: Final = (
     Stage(
         name="image_embeddings",
         axis=Axis.SHARD,
-        inputs=("normalized_images", "embedding_join"),
+        inputs=("normalized_images", "embedding_index", "embedding_join"),
         run=_image_embeddings,
         code_version=image_embeddings.CODE_VERSION,
         group="embeddings",
@@ -387,7 +405,13 @@ STAGE_BY_NAME: Final[Mapping[str, Stage]] = MappingProxyType({stage.name: stage 
 # of image shards come after both branches, since they may be in any embedding shard.
 PARTS: Final = ("raw_metadata",)
 IMAGES: Final = ("samples", "images", "normalized_images", "tfds_images")
-EMBEDDINGS: Final = ("embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings")
+EMBEDDINGS: Final = (
+    "embeddings",
+    "embedding_join",
+    "embedding_index",
+    "normalized_embeddings",
+    "tfds_embeddings",
+)
 JOINED: Final = ("image_embeddings",)
 PUBLICATION: Final = ("laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
 

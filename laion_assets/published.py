@@ -24,6 +24,7 @@ _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyTyp
         "laion400m_images": lambda layout, _: layout.dataset("images"),
         "embeddings": lambda layout, key: layout.embeddings(EmbeddingShardId.parse(key)),
         "embedding_join": lambda layout, key: layout.embedding_join(EmbeddingShardId.parse(key)),
+        "embedding_index": lambda layout, key: layout.embedding_index(EmbeddingShardId.parse(key)),
         "normalized_embeddings": lambda layout, key: layout.normalized_embeddings(
             EmbeddingShardId.parse(key)
         ),

@@ -25,6 +25,7 @@ from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import IMAGES, RAW, REQUESTS, SAMPLES
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.dataset_report import write_dataset_report
+from laion_assets.stages.embedding_index import index_embeddings
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.image_embeddings import join_image_embeddings
@@ -158,6 +159,7 @@ def _build_embeddings(layout: Layout, source: Path) -> None:
     place(source, 0, images, texts, metadata(cosines, url=urls))
     check_embeddings(VECTORS, layout, str(source), WIDTH, LENIENT)
     join_embeddings(VECTORS, layout, LENIENT)
+    index_embeddings(VECTORS, layout)
     normalize_embeddings(VECTORS, layout)
     write_tfds_embeddings(VECTORS, layout, WIDTH)
     publish_dataset("embeddings", layout, shard_count=1, width=WIDTH)

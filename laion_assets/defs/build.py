@@ -134,7 +134,7 @@ def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, d
     _materialize_missing(settings, instance, done, IMAGES, request)
     _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
-    grown = any(name == "embedding_join" for name, _ in done.manifests)
+    grown = any(name == "embedding_index" for name, _ in done.manifests)
     _materialize_missing(settings, instance, done, JOINED, replace(request, again=request.again or grown))
     _materialize(settings, instance, done, _published(found), {})
 

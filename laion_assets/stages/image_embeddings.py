@@ -2,33 +2,38 @@
 
 The release's shard numbers are not a user's: they follow from how each sorted and cut the metadata. So a
 shard number and key that agree prove nothing unless the address agrees too.
+
+A shard's pictures may be in any embedding shard, in no order, and there are 410 of these with a million rows
+each: they are looked up in the shards' indexes, one open at a time, and of the joined tables nothing is read
+but the vectors themselves.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from laion_assets.errors import ShardBusy
+from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, ShardBusy
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, read_manifest, require
+from laion_assets.formats.digest_index import open_index
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
-from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_IMAGES, embedding_join, image_embeddings
+from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_IMAGES, image_embeddings, vector_type
+from laion_assets.vector_places import VECTOR_PLACE, checksum_of, digest_of_shard, digest_of_text
 from laion_assets.vectors import rows_at_a_time
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 
-# Rows of metadata looked at together; the shard's addresses are hashed once for each such batch.
-_BATCH_ROWS: Final = 131_072
-_SCANNED: Final = ("shard_id", "key", "url", "caption", "cosine")
 _VECTORS: Final = ("image_embedding", "text_embedding")
 
 _BY_KEY: Final = "shard_and_key"
@@ -36,19 +41,22 @@ _BY_URL: Final = "url"
 
 
 class _Place(NamedTuple):
-    """A row of a joined embedding shard."""
+    """A row of a joined embedding shard, and where its vectors are in the file."""
 
     shard: EmbeddingShardId
     row: int
+    image_at: int
+    text_at: int
+    checksum: int
 
 
 class _Way(NamedTuple):
-    """What a sample and a row of metadata have in common; None for what does not matter."""
+    """What a sample and a row of metadata have in common, of texts the digest; None for what is no matter."""
 
     matched_by: str
     number: int | None = None
-    url: str | None = None
-    caption: str | None = None
+    url: bytes | None = None
+    caption: bytes | None = None
 
 
 @dataclass
@@ -57,6 +65,10 @@ class _Match:
 
     first: _Place | None = None
     places: int = 0
+
+    def take(self, place: _Place) -> None:
+        self.first = place if self.first is None else min(self.first, place)
+        self.places += 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,56 +96,69 @@ def join_image_embeddings(
     Counts: ``samples``, which is ``matched_by_shard_and_key + matched_by_url + unmatched``; of those matched
     by URL, how many have another caption (``caption_differs``: the text vector is of that one); of all
     matched, how many could have taken another row as well (``duplicates``); and how many embedding shards
-    were looked through and are not there yet.
+    were looked through and are not there yet: neither joined, nor indexed since they were.
 
     Args:
         shard: the image shard.
         layout: where the files are.
-        embedding_shards: those that exist; the ones not joined yet are passed over.
+        embedding_shards: those that exist; the ones not joined and indexed yet are passed over.
         width: elements of a vector.
 
     Raises:
         MissingInput: if the shard's normalized images are not there yet.
         CorruptParquet: if a table is damaged, or holds vectors of another width.
+        CorruptIndex: if an index is damaged.
         ShardBusy: if an embedding shard is joined anew meanwhile.
     """
-    versions = _published(layout, embedding_shards)
+    versions = _indexed(layout, embedding_shards)
     recipe = Recipe(
         code_version=CODE_VERSION,
         settings=fingerprint(width),
         inputs={
             "normalized_images": require(layout.normalized_images(shard)).data_version,
-            "embedding_join": fingerprint({str(found): version for found, version in versions.items()}),
+            # It holds digests of all that decides, and checksums of the vectors.
+            "embedding_index": fingerprint({str(found): version for found, version in versions.items()}),
         },
     )
 
     def write(draft: Draft) -> Tally:
-        taken, counts = _match(shard, layout, versions, width)
-        _write(draft.only, taken, layout, width)
-        if _published(layout, tuple(versions)) != versions:
-            raise ShardBusy(f"vectors for shard {shard} were joined anew meanwhile: run this again")
+        anew = ShardBusy(f"vectors for shard {shard} were joined anew meanwhile: run this again")
+        try:
+            taken, counts = _match(shard, layout, tuple(versions), width)
+            _write(draft.only, taken, layout, width)
+        except CorruptInput as error:
+            # What was replaced since does not fit what was read before.
+            if _indexed(layout, tuple(versions)) != versions:
+                raise anew from error
+            raise
+        if _indexed(layout, tuple(versions)) != versions:
+            raise anew
         counts["embedding_shards"] = len(versions)
         counts["embedding_shards_missing"] = len(set(embedding_shards)) - len(versions)
         return Tally(rows=len(taken), counts=counts)
 
-    # The joined tables are too many to verify for each shard; their pages carry checksums, which are.
+    # The indexes and joined tables are too many to verify for each shard; what is read of them has checksums.
     return publish(layout.image_embeddings(shard), recipe, write, reads=[layout.normalized_images(shard)])
 
 
-def _published(layout: Layout, embedding_shards: Sequence[EmbeddingShardId]) -> dict[EmbeddingShardId, str]:
-    """Each embedding shard that is joined, in order -> its data version."""
-    return {
-        shard: require(layout.embedding_join(shard)).data_version
-        for shard in sorted(set(embedding_shards))
-        if read_manifest(layout.embedding_join(shard)) is not None
-    }
+def _indexed(layout: Layout, embedding_shards: Sequence[EmbeddingShardId]) -> dict[EmbeddingShardId, str]:
+    """Each embedding shard that is joined, and indexed since, in order -> data version of its index."""
+    versions = {}
+    for shard in sorted(set(embedding_shards)):
+        try:
+            joined, index = require(layout.embedding_join(shard)), require(layout.embedding_index(shard))
+        except MissingInput:
+            continue
+        if index.recipe.inputs["embedding_join"] == joined.data_version:
+            versions[shard] = index.data_version
+    return versions
 
 
 # -- which row a sample takes ---------------------------------------------------------------------
 
 
 def _match(
-    shard: ShardId, layout: Layout, embedding_shards: Iterable[EmbeddingShardId], width: int
+    shard: ShardId, layout: Layout, embedding_shards: Sequence[EmbeddingShardId], width: int
 ) -> tuple[list[_Taken], dict[str, int]]:
     """What each sample takes, in key order, and counts."""
     samples = parquet.read_table(
@@ -141,19 +166,25 @@ def _match(
     ).sort_by("key")
     shard_digits = len(str(shard))
     ways = {
-        sample["key"]: _ways(int(sample["key"][shard_digits:]), sample["url"], sample["caption"])
+        sample["key"]: _ways(
+            int(sample["key"][shard_digits:]),
+            digest_of_text(sample["url"].encode()),
+            digest_of_text(sample["caption"].encode()),
+        )
         for sample in samples.to_pylist()
     }
     row_digits = max((len(key) - shard_digits for key in ways), default=0)
     matches = {way: _Match() for found in ways.values() for way in found}
-    urls = pc.unique(samples["url"].combine_chunks())
+    without_url = digest_of_shard(shard.number)
+    wanted = {way.url for way in matches if way.url is not None} | {without_url}
+    digests = np.frombuffer(b"".join(wanted), VECTOR_PLACE["digest"])
     for found in embedding_shards:
-        for candidate in _candidates(layout.embedding_join(found).only, width, shard, urls):
-            place = _Place(found, candidate["row"])
-            for way in _ways_to(candidate, shard, row_digits):
+        for digest, caption, shard_id, key, *place in _candidates(layout, found, width, digests):
+            url = None if digest == without_url else digest
+            number = _row_number(key, shard, row_digits) if shard_id == shard.number else None
+            for way in _ways_to(number, url, caption):
                 if match := matches.get(way):
-                    match.first = match.first or place
-                    match.places += 1
+                    match.take(_Place(found, *place))
     return _choose(ways, matches)
 
 
@@ -179,7 +210,7 @@ def _choose(
     return taken, dict(counts)
 
 
-def _ways(number: int, url: str, caption: str) -> tuple[_Way, ...]:
+def _ways(number: int, url: bytes, caption: bytes) -> tuple[_Way, ...]:
     """The ways to a sample, the surest first."""
     return (
         _Way(_BY_KEY, number=number, url=url),
@@ -189,40 +220,43 @@ def _ways(number: int, url: str, caption: str) -> tuple[_Way, ...]:
     )
 
 
-def _ways_to(row: dict[str, Any], shard: ShardId, row_digits: int) -> Iterator[_Way]:
-    """The ways by which a row of metadata leads to a sample of this shard."""
-    url = row["url"] or None
-    if row["shard_id"] == shard.number:
-        number = _row_number(row["key"], shard, row_digits)
-        if number is not None:
-            yield _Way(_BY_KEY, number=number, url=url)
+def _ways_to(number: int | None, url: bytes | None, caption: bytes) -> Iterator[_Way]:
+    """The ways by which a row leads to a sample.
+
+    Args:
+        number: row of the image shard that it names, if it names one.
+        url: digest of its address, if it has one.
+        caption: digest of its caption, null being '', as it is for samples.
+    """
+    if number is not None:
+        yield _Way(_BY_KEY, number=number, url=url)
     if url is not None:
-        # The samples' captions are normalized: null is ''.
-        yield _Way(_BY_URL, url=url, caption=row["caption"] or "")
+        yield _Way(_BY_URL, url=url, caption=caption)
         yield _Way(_BY_URL, url=url)
 
 
-def _row_number(key: str, shard: ShardId, row_digits: int) -> int | None:
-    """Row that a key names, be it local to the shard (``33``, ``000000033``) or global (``000120033``)."""
-    if not (key.isascii() and key.isdigit() and len(key) <= 18):
-        return None
+def _row_number(number: int, shard: ShardId, row_digits: int) -> int | None:
+    """Row that a key names, be it local to the shard (33) or global (120033 of shard 12)."""
     rows = 10**row_digits
-    number = int(key)
     if number >= rows:
         number -= shard.number * rows
     return number if 0 <= number < rows else None
 
 
-def _candidates(path: Path, width: int, shard: ShardId, urls: pa.Array) -> Iterator[dict[str, Any]]:
-    """The rows of a joined table that may be a sample's, in order, each with its ``row``."""
-    first = 0
-    for batch in parquet.read_batches(path, embedding_join(width), batch_rows=_BATCH_ROWS, columns=_SCANNED):
-        numbers = pa.array(np.arange(first, first + len(batch)))
-        first += len(batch)
-        is_ours = pc.fill_null(pc.equal(batch["shard_id"], shard.number), False)
-        may_be = pc.or_(is_ours, pc.is_in(batch["url"], value_set=urls))
-        may_be = pc.and_(may_be, pc.invert(pc.is_nan(batch["cosine"])))
-        yield from batch.append_column("row", numbers).filter(may_be).to_pylist()
+def _candidates(
+    layout: Layout, shard: EmbeddingShardId, width: int, digests: npt.NDArray[np.void]
+) -> Iterator[tuple[Any, ...]]:
+    """The records of an index that may be a sample's, each as a tuple of its fields."""
+    with open_index(layout.embedding_index(shard).only, VECTOR_PLACE) as index:
+        if index.number != width:
+            raise CorruptParquet(
+                layout.embedding_join(shard).only,
+                expected=f"vectors of type {vector_type(width)}",
+                found=str(vector_type(index.number)),
+                remedy="Set embeddings.width in laion.toml to what the release has, or join it again.",
+            )
+        for records in index.find(digests):
+            yield from records.tolist()
 
 
 # -- their vectors --------------------------------------------------------------------------------
@@ -230,16 +264,11 @@ def _candidates(path: Path, width: int, shard: ShardId, urls: pa.Array) -> Itera
 
 def _write(destination: Path, taken: Sequence[_Taken], layout: Layout, width: int) -> None:
     schema = image_embeddings(width)
-    places = sorted({row.place for row in taken})
-    at = {place: index for index, place in enumerate(places)}
-    vectors = pa.concat_tables(
-        [pa.schema([schema.field(name) for name in _VECTORS]).empty_table(), *_read(layout, places)]
-    ).take(pa.array([at[row.place] for row in taken], pa.int64()))
     columns = {
         "key": pa.array([row.key for row in taken], pa.string()),
         "matched_by": pa.array([row.matched_by for row in taken], pa.string()),
         "embedding_shard": pa.array([str(row.place.shard) for row in taken], pa.string()),
-        **{name: vectors[name] for name in _VECTORS},
+        **dict(zip(_VECTORS, _read(layout, [row.place for row in taken], width), strict=True)),
     }
     with parquet.open_writer(destination, schema, as_is=_VECTORS) as writer:
         writer.write_table(
@@ -248,21 +277,23 @@ def _write(destination: Path, taken: Sequence[_Taken], layout: Layout, width: in
         )
 
 
-def _read(layout: Layout, places: Sequence[_Place]) -> Iterator[pa.Table]:
-    """Vectors of these places, in their order, which is that of embedding shards and rows."""
-    rows: dict[EmbeddingShardId, list[int]] = {}
-    for place in places:
-        rows.setdefault(place.shard, []).append(place.row)
-    for shard, wanted in rows.items():
-        with parquet.open_reader(layout.embedding_join(shard).only) as reader:
-            yield from _read_rows(reader, np.array(wanted))
-
-
-def _read_rows(reader: Any, wanted: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[pa.Table]:  # noqa: ANN401 (pyarrow has no types)
-    """Vectors of ascending rows, of which only the row groups that hold them are read."""
-    ends = np.cumsum([reader.metadata.row_group(group).num_rows for group in range(reader.num_row_groups)])
-    groups = np.searchsorted(ends, wanted, side="right")
-    for group in np.unique(groups):
-        first = ends[group] - reader.metadata.row_group(int(group)).num_rows
-        found = reader.read_row_group(int(group), columns=list(_VECTORS))
-        yield found.take(pa.array(wanted[groups == group] - first))
+def _read(layout: Layout, places: Sequence[_Place], width: int) -> tuple[pa.Array, pa.Array]:
+    """Vectors of pictures and of texts at these places, read in the order in which they lie there."""
+    size = 2 * width
+    images, texts = [b""] * len(places), [b""] * len(places)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    for shard, group in groupby(order, key=lambda index: places[index].shard):
+        path = layout.embedding_join(shard).only
+        with path.open("rb", buffering=0) as file:
+            for index in group:
+                place = places[index]
+                image, text = (os.pread(file.fileno(), size, at) for at in (place.image_at, place.text_at))
+                if checksum_of(image, text) != place.checksum:
+                    raise CorruptParquet(
+                        path,
+                        expected=f"the vectors of row {place.row} that were indexed",
+                        found="other bytes",
+                        remedy="Delete its manifest to have it made again.",
+                    )
+                images[index], texts[index] = image, text
+    return pa.array(images, vector_type(width)), pa.array(texts, vector_type(width))

@@ -30,6 +30,7 @@ from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import RAW
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.dataset_report import write_dataset_report
+from laion_assets.stages.embedding_index import index_embeddings
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.image_embeddings import join_image_embeddings
@@ -127,6 +128,7 @@ STAGES: Final[Mapping[str, Callable[[Path], Manifest]]] = MappingProxyType(
             VECTORS, layout_of(folder), str(folder / "vectors"), WIDTH, LENIENT
         ),
         "embedding_join": lambda folder: join_embeddings(VECTORS, layout_of(folder), LENIENT),
+        "embedding_index": lambda folder: index_embeddings(VECTORS, layout_of(folder)),
         "normalized_embeddings": lambda folder: normalize_embeddings(VECTORS, layout_of(folder)),
         "tfds_embeddings": lambda folder: write_tfds_embeddings(VECTORS, layout_of(folder), WIDTH),
         "laion400m_embeddings": lambda folder: publish_dataset(

@@ -163,7 +163,7 @@ def sealed(path: str, *stages: str, of: str | None = None) -> Subject:
     return Subject(format="JSON", path=f"data/{path}", readers=(read_record,), stages=stages, of=of)
 
 
-JOIN_READERS = ("normalized_embeddings", "tfds_embeddings", "image_embeddings")
+JOIN_READERS = ("embedding_index", "normalized_embeddings", "tfds_embeddings", "image_embeddings")
 SUBJECTS = (
     published("raw_metadata", life.PART, RAW, "samples"),
     published("samples", f"{S}", SAMPLES, "images"),
@@ -214,6 +214,7 @@ SUBJECTS = (
     sealed(f"embeddings/{S}.json", "embedding_join", of="embeddings"),
     sealed(f"embeddings/{S}.manifest.json", "embedding_join"),
     sealed(f"embedding_join/{S}.manifest.json", *JOIN_READERS),
+    sealed(f"embedding_index/{S}.manifest.json", "image_embeddings"),
     sealed(f"normalized_embeddings/{S}.manifest.json", "tfds_embeddings"),
 )
 FORMATS = ("Parquet", "npy", "tar", "TFRecord")

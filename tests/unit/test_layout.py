@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laion_assets.errors import SettingsError
-from laion_assets.layout import Layout, ShardId, part_id
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId, part_id
 
 
 @given(st.integers(0, 999_999_999))
@@ -37,6 +37,7 @@ def test_outputs_of_all_stages_never_share_a_file(tmp_path):
         layout.images(shard),
         layout.normalized_images(shard),
         layout.tfds_images(shard),
+        layout.embedding_index(EmbeddingShardId(7)),
         layout.image_embeddings(shard),
         layout.dataset("images"),
         layout.dataset("embeddings"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from laion_assets.quality.rules.datasets import DATASET_RULES
+from laion_assets.quality.rules.embedding_index import EMBEDDING_INDEX_RULES
 from laion_assets.quality.rules.embeddings import EMBEDDING_RULES
 from laion_assets.quality.rules.images import IMAGE_RULES
 from laion_assets.quality.rules.metadata import METADATA_RULES
@@ -17,6 +18,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *METADATA_RULES,
     *IMAGE_RULES,
     *EMBEDDING_RULES,
+    *EMBEDDING_INDEX_RULES,
     *RECORD_RULES,
     *DATASET_RULES,
 )

@@ -78,3 +78,11 @@ def test_the_workspace_is_valid(tmp_path, request):
         check=True, cwd=request.config.rootpath, env={"PATH": "", "HOME": str(tmp_path), "DAGSTER_HOME": ""},
         capture_output=True,
     )  # fmt: skip
+
+
+def test_vectors_of_image_shards_are_looked_up_in_indexes_of_the_joined_shards(empty):
+    graph = empty.resolve_asset_graph()
+    ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("image_embeddings"))
+    assert {key.to_user_string() for key in ancestors} >= {
+        "normalized_images", "embeddings", "embedding_join", "embedding_index",
+    }  # fmt: skip

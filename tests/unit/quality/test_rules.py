@@ -4,12 +4,14 @@ import json
 import re
 import struct
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from quality_inputs import LENIENT, PART, SHARDS, VECTORS, copy_root, jpeg, shared_root
 
 from laion_assets.formats import parquet, tfrecord
+from laion_assets.formats.digest_index import open_index, write_index
 from laion_assets.formats.publish import Recipe, Tally, publish
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.layout import ShardId
@@ -18,6 +20,7 @@ from laion_assets.published import STAGE_NAMES, output_of, partitions_of
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.quality.rules import RULES, Query
 from laion_assets.schema import RAW
+from laion_assets.vector_places import VECTOR_PLACE
 
 SHARD = SHARDS[0]
 BAD = {}
@@ -55,6 +58,22 @@ def spoil_plan(root, change):
 
 def spoil_images(root, change):
     root.rewrite_table(root.layout.images(SHARD), f"{SHARD}.parquet", change)
+
+
+def set_field(records, name, value):
+    records[name][:1] = value
+
+
+def rewrite_index(root, change):
+    """Change the records of the index in place, or return others."""
+
+    def changed(path):
+        with open_index(path, VECTOR_PLACE) as index:
+            records, number = np.concatenate([*index.everything()]), index.number
+        other = change(records)
+        write_index(path, records if other is None else other, number=number)
+
+    root.rewrite(root.layout.embedding_index(VECTORS), f"{VECTORS}.index", changed)
 
 
 @bad("raw_metadata", "columns_are_canonical")
@@ -313,6 +332,11 @@ def _(root):
     root.rewrite_table(output, output.only.name, shift)
 
 
+@bad("embedding_index", "rows_are_found")
+def _(root):
+    rewrite_index(root, lambda records: set_field(records, "image_at", 1))
+
+
 @bad("normalized_embeddings", "nsfw_is_one_of_four_tags")
 def _(root):
     spoil_table(root, root.layout.normalized_embeddings(VECTORS), "nsfw", "")
@@ -569,3 +593,27 @@ def test_pictures_that_do_not_decode_are_found_by_the_sample(root):
     verdict = evaluate(rule, root.layout, LENIENT, str(SHARD))
     assert (verdict.passed, verdict.offending, verdict.rows) == (False, 1, 5)
     assert "cannot be decoded" in verdict.examples[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda records: records[1:], "has no record"),
+        (
+            lambda records: np.concatenate([records, records[:1]]),
+            "records of no row, or of one that has another",
+        ),
+        (lambda records: set_field(records, "row", 999), "records of no row, or of one that has another"),
+        (lambda records: set_field(records, "digest", b"x" * 16), "is found by something else"),
+        (lambda records: set_field(records, "caption", b"x" * 16), "is found by something else"),
+        (lambda records: set_field(records, "number", 7_777), "is found by something else"),
+        (lambda records: set_field(records, "text_at", 0), "are not where its record says"),
+        (lambda records: set_field(records, "checksum", 0), "are not where its record says"),
+    ],
+)
+def test_what_is_wrong_with_an_index_is_told(root, change, said):
+    rewrite_index(root, change)
+    (rule,) = rules_of("embedding_index")
+    verdict = evaluate(rule, root.layout, LENIENT, str(VECTORS))
+    assert not verdict.passed
+    assert any(said in example for example in verdict.examples), verdict.examples

@@ -1,17 +1,22 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from embedding_inputs import cosines_of, metadata, pairs, place
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spoiling import vouch_anew
 
-from laion_assets.errors import CorruptParquet, MissingInput
+from laion_assets.errors import CorruptIndex, CorruptParquet, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Recipe, Tally, publish
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, image_embeddings
+from laion_assets.stages.embedding_index import index_embeddings
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.image_embeddings import join_image_embeddings
@@ -58,7 +63,7 @@ def publish_images(layout, samples, *, shard=SHARD, row_digits=4):
 
 
 def publish_vectors(layout, number, rows):
-    """A joined embedding shard of (shard_id, key, url, caption) rows; returns its vectors."""
+    """A joined and indexed embedding shard of (shard_id, key, url, caption) rows; returns its vectors."""
     cosines = cosines_of(len(rows), seed=number)
     images, texts = pairs(cosines, width=WIDTH, seed=number)
     shards, keys, urls, captions = ([row[column] for row in rows] for column in range(4))
@@ -74,6 +79,7 @@ def publish_vectors(layout, number, rows):
     shard = EmbeddingShardId(number)
     check_embeddings(shard, layout, str(source), WIDTH, Thresholds())
     join_embeddings(shard, layout, Thresholds())
+    index_embeddings(shard, layout)
     return images, texts
 
 
@@ -187,7 +193,8 @@ def test_addresses_are_compared_exactly(layout):
 
 
 @pytest.mark.parametrize(
-    "key", ["", "x", "-1", "²", "1_0", "9" * 30, 10_000, 130_001, "000130001", "0001200001", 2**62]
+    "key",
+    ["", "x", "-1", "²", "1_0", "1\n", " 1", "9" * 30, 10_000, 130_001, "000130001", "0001200001", 2**62],
 )
 def test_keys_that_name_no_row_of_the_shard_match_nothing(layout, key):
     publish_images(layout, [(1, "http://a/1", "c"), (0, "http://a/0", "c")])
@@ -206,6 +213,7 @@ def test_bad_vectors_are_passed_over(layout):
     limits = Thresholds(cosine_far_share=0.1)
     check_embeddings(EmbeddingShardId(0), layout, str(source), WIDTH, limits)
     join_embeddings(EmbeddingShardId(0), layout, limits)
+    index_embeddings(EmbeddingShardId(0), layout)
     _, (row,) = join(layout, [0])
     # The metadata's shard is 12, and row 1 of it has a bad vector, so the address decides.
     assert row["matched_by"] == "url"
@@ -265,3 +273,124 @@ def test_what_is_missing_or_of_another_width_is_named(layout):
     publish_vectors(layout, 0, [(12, 1, "http://a/1", "c")])
     with pytest.raises(CorruptParquet, match=r"fixed_size_binary\[1024\]"):
         join_image_embeddings(SHARD, layout, [EmbeddingShardId(0)])
+
+
+# -- beside a search through every row ------------------------------------------------------------
+
+TEXTS = st.sampled_from(["http://a/1", "http://a/2", "http://a/3"])
+SAMPLES = st.dictionaries(st.integers(0, 4), st.tuples(TEXTS, st.sampled_from(["", "c", "d"])), max_size=4)
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([12, 12, 13, None]),
+        st.sampled_from([0, 1, 2, 3, 120_002, 13_0001, "x"]),
+        st.one_of(TEXTS, st.sampled_from([None, "", "http://b"])),
+        st.sampled_from([None, "", "c", "d"]),
+    ),
+    max_size=8,
+)
+
+
+def search(samples, tables):
+    """What each sample takes, as (key, matched_by, embedding shard, row), and counts, by trying every row."""
+    found, counts = [], Counter()
+    for number, (url, caption) in sorted(samples.items()):
+        tried = ([], [], [], [])
+        for shard, table in enumerate(tables):
+            for at, (shard_id, key, row_url, row_caption) in enumerate(table):
+                names_it = shard_id == 12 and key in (number, 120_000 + number)
+                agree = (
+                    names_it and row_url == url,
+                    names_it and not row_url,
+                    row_url == url and (row_caption or "") == caption,
+                    row_url == url,
+                )
+                for places, agrees in zip(tried, agree, strict=True):
+                    if agrees:
+                        places.append((shard, at))
+        way = next((way for way, places in enumerate(tried) if places), None)
+        if way is None:
+            counts["unmatched"] += 1
+            continue
+        matched_by = "shard_and_key" if way < 2 else "url"
+        found.append((f"00012{number:04d}", matched_by, *tried[way][0]))
+        counts[f"matched_by_{matched_by}"] += 1
+        counts["duplicates"] += len(tried[way]) > 1
+        counts["caption_differs"] += way == 3
+    return found, counts
+
+
+@settings(max_examples=30, deadline=None)
+@given(SAMPLES, st.lists(ROWS, min_size=1, max_size=3))
+def test_samples_take_what_a_search_through_every_row_finds(tmp_path_factory, samples, tables):
+    layout = Layout(tmp_path_factory.mktemp("root"))
+    publish_images(layout, [(number, *texts) for number, texts in samples.items()])
+    # A shard without rows cannot be proven aligned, nor be there.
+    vectors = [
+        publish_vectors(layout, shard, [*table, (None, "x", None, None)])
+        for shard, table in enumerate(tables)
+    ]
+    expected, counts = search(samples, tables)
+    manifest, rows = join(layout, range(len(tables)))
+    assert [(row["key"], row["matched_by"], int(row["embedding_shard"])) for row in rows] == [
+        taken[:3] for taken in expected
+    ]
+    for row, (_, _, shard, at) in zip(rows, expected, strict=True):
+        assert_vectors(row, vectors[shard], at)
+    told = {name: count for name, count in manifest.counts.items() if not name.startswith("embedding_shards")}
+    assert told == {name: counts[name] for name in told} | {"samples": len(samples)}
+
+
+# -- what is not as it should be ------------------------------------------------------------------
+
+
+def test_shards_joined_and_not_indexed_since_are_passed_over(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    publish_vectors(layout, 0, [(None, 1, "http://a/1", "c")])
+    index = layout.embedding_index(EmbeddingShardId(0)).manifest
+    index.rename(index.with_suffix(".aside"))
+    manifest, rows = join(layout, [0])
+    assert (rows, manifest.counts["embedding_shards_missing"]) == ([], 1)
+    index.with_suffix(".aside").rename(index)
+    assert len(join(layout, [0])[1]) == 1
+
+
+def test_a_shard_joined_anew_is_passed_over_until_it_is_indexed(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    publish_vectors(layout, 0, [(None, 1, "http://a/1", "c")])
+    joined, index = (
+        output(EmbeddingShardId(0)) for output in (layout.embedding_join, layout.embedding_index)
+    )
+    kept = [(path, path.read_bytes()) for path in (index.only, index.manifest)]
+    publish_vectors(layout, 0, [(None, 1, "http://a/1", "other")])
+    assert joined.only.exists()
+    for path, data in kept:
+        path.write_bytes(data)
+    manifest, rows = join(layout, [0])
+    assert (rows, manifest.counts["embedding_shards_missing"]) == ([], 1)
+    index_embeddings(EmbeddingShardId(0), layout)
+    assert join(layout, [0])[0].counts["caption_differs"] == 1
+
+
+def test_a_flipped_byte_of_what_is_read_is_refused(layout):
+    publish_images(layout, [(1, "http://a/1", "c")])
+    images, texts = publish_vectors(layout, 0, [(None, row, f"http://a/{row}", "c") for row in range(3)])
+    joined = layout.embedding_join(EmbeddingShardId(0)).only
+    whole = joined.read_bytes()
+    for vector, is_read in ((images[1], True), (texts[1], True), (images[0], False), (texts[2], False)):
+        data = bytearray(whole)
+        data[whole.index(vector.tobytes()) + 5] ^= 1
+        joined.write_bytes(data)
+        layout.image_embeddings(SHARD).manifest.unlink(missing_ok=True)
+        if is_read:
+            with pytest.raises(CorruptParquet, match="the vectors of row 1 that were indexed"):
+                join(layout, [0])
+        else:
+            assert_vectors(join(layout, [0])[1][0], (images, texts), 1)
+    index = layout.embedding_index(EmbeddingShardId(0))
+    data = bytearray(index.only.read_bytes())
+    data[50] ^= 1
+    index.only.write_bytes(data)
+    vouch_anew(index)
+    joined.write_bytes(whole)
+    with pytest.raises(CorruptIndex, match=r"00000\.index: expected crc32c .* of the heads"):
+        join(layout, [0])
