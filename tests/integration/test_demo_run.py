@@ -137,7 +137,7 @@ def test_verify_reads_everything_and_names_what_is_damaged(copy, tmp_path, run_c
     (copy.data_root / "samples" / "00001.parquet").unlink()
     result = run_cli("verify", "--settings", settings, cwd=tmp_path)
     assert result.returncode == 1
-    assert re.search(r"images/00002\.tar: expected sha256 .*images/00002\.manifest", result.stderr)
+    assert re.search(r"images/00002\.tar: expected XXH3-128 .*images/00002\.manifest", result.stderr)
     assert re.search(r"samples/00001\.parquet: expected \d+ bytes, found no file", result.stderr)
     assert len(result.stderr.splitlines()) == 2
     only = run_cli("verify", "--shards", "00003", "--settings", settings, cwd=tmp_path)
