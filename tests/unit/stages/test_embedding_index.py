@@ -118,7 +118,7 @@ def test_what_is_missing_or_damaged_is_named(layout):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CorruptInput, match=r"00003\.parquet: expected sha256"):
+    with pytest.raises(CorruptInput, match=r"00003\.parquet: expected XXH3-128"):
         index_embeddings(SHARD, layout)
 
 
