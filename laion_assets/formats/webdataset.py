@@ -106,9 +106,10 @@ def index_tar(path: Path) -> dict[str, dict[str, Member]]:
 
 def _named(plain: PlainMembers) -> pa.Table | None:
     """The members with their names taken apart; None if one is not named so, or there twice."""
-    # Names that are no ASCII are no text here, and match nothing.
-    names = pc.extract_regex(pa.array(plain.names).cast(pa.string()), f"^{_NAME.pattern}$")
-    stems, extensions = names.field("stem"), pc.ascii_lower(names.field("extension"))
+    # Matched as bytes, since a name may be no UTF-8; what matches is ASCII.
+    names = pc.extract_regex(pa.array(plain.names, pa.binary()), rf"\A{_NAME.pattern}\z")
+    stems, extensions = (names.field(name).cast(pa.string()) for name in ("stem", "extension"))
+    extensions = pc.ascii_lower(extensions)
     whole = pc.binary_join_element_wise(stems, extensions, ".")
     if names.null_count or pc.count_distinct(whole).as_py() < len(names):
         return None

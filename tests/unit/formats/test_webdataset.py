@@ -107,7 +107,7 @@ def plainly(path):
     if found is None:
         return None
     places = [Member(int(at), int(size)) for at, size in zip(found.offsets, found.sizes, strict=True)]
-    return [(name.decode(), place) for name, place in zip(found.names, places, strict=True)]
+    return [(name.decode("utf-8", "replace"), place) for name, place in zip(found.names, places, strict=True)]
 
 
 def walked(path):
@@ -203,6 +203,19 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
         index_tar(path)
     with pytest.raises(ValueError, match="cannot name a member"):
         TarWriter(io.BytesIO()).add(name, b"")
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"a.jpg\n", b"a\0b.jpg", b"\n.jpg"])
+def test_names_of_other_bytes_are_refused(tmp_path, name):
+    path = tmp_path / "00000.tar"
+    header = bytearray(MEMBER)
+    header[:100] = name.ljust(100, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    path.write_bytes(header)
+    assert plainly(path) is not None
+    with pytest.raises(CorruptTar, match=r"stem\.extension"):
+        index_tar(path)
 
 
 @pytest.mark.parametrize(
