@@ -211,6 +211,10 @@ def vector_type(width: int = EMBEDDING_WIDTH) -> pa.DataType:
     return pa.binary(2 * width)
 
 
+VECTOR_COLUMNS: Final = ("image_embedding", "text_embedding")
+"""Columns of :func:`vector_type` in every table that has vectors."""
+
+
 def embedding_join(width: int = EMBEDDING_WIDTH) -> pa.Schema:
     """Schema of a joined embedding shard whose vectors have ``width`` elements."""
     return pa.schema(

@@ -7,12 +7,13 @@ to be read from the joined table, where one URL costs the decoding of the ten th
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import google_crc32c
 import numpy as np
 
-from laion_assets.formats.digest_index import DIGEST_BYTES
+from laion_assets.formats.digest_index import DIGEST_BYTES, Digests
 
 VECTOR_PLACE: Final = np.dtype(
     [
@@ -29,6 +30,10 @@ VECTOR_PLACE: Final = np.dtype(
 """A record of ``embedding_index``, whose number is the vectors' width."""
 
 
+SEARCHED: Final = ("shard_id", "key", "url", "caption", "cosine")
+"""Columns of the joined table that say what a record is found by, and whether there is one."""
+
+
 def digest_of_text(text: bytes) -> bytes:
     """By which an address or a caption is found and told from others."""
     return hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
@@ -37,6 +42,11 @@ def digest_of_text(text: bytes) -> bytes:
 def digest_of_shard(number: int) -> bytes:
     """By which rows are found that name an image shard and no address; that of no text."""
     return hashlib.blake2b(b"%d" % number, digest_size=DIGEST_BYTES, person=b"shard").digest()
+
+
+def as_digests(digests: Iterable[bytes]) -> Digests:
+    """Digests as an array, shape (n,)."""
+    return np.frombuffer(b"".join(digests), VECTOR_PLACE["digest"])
 
 
 def checksum_of(image: bytes, text: bytes) -> int:

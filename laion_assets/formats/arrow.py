@@ -1,4 +1,4 @@
-"""Arrow columns from Python values."""
+"""Arrow columns from Python values, and vectors as columns and as arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 # Arrow's string offsets are 32-bit (its columnar format, "Variable-size Binary Layout").
@@ -47,3 +48,18 @@ def column(
 def _chunk(type_: pa.DataType, length: int, buffers: Sequence[Any]) -> pa.ChunkedArray:
     array = pa.Array.from_buffers(type_, length, [pa.py_buffer(buffer) for buffer in buffers])
     return pa.chunked_array([array])
+
+
+def vector_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
+    """Vectors (rows, width) as fixed-size binary values (``schema.vector_type``), over the same memory."""
+    rows, width = vectors.shape
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * width), rows, [None, pa.py_buffer(vectors)])
+
+
+def vectors_of(column: pa.Array) -> npt.NDArray[np.float16]:
+    """What :func:`vector_column` made a column of, shape (rows, width), over the same memory."""
+    width = column.type.byte_width // 2
+    flat = np.frombuffer(
+        column.buffers()[1], "<f2", count=len(column) * width, offset=2 * width * column.offset
+    )
+    return flat.reshape(len(column), width)

@@ -1,8 +1,8 @@
 """Headers of tar files: which members there are and where their bytes lie. Knows nothing of what they hold.
 
 Two readers of one format (POSIX.1-1988 ustar, POSIX.1-2001 PAX, GNU). :func:`list_plain` takes a tar in which
-nothing is out of the ordinary and looks at all its headers at once, twenty times as fast as one by one;
-:func:`walk` takes every tar that may be taken, and says what is wrong with any other.
+nothing is out of the ordinary and looks at all its headers at once, in a quarter of the time (30,000 in 0.1 s
+of one core); :func:`walk` takes every tar that may be taken, and says what is wrong with any other.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _MASK_DELTA: Final = 0xA282EAD8
 _BUFFER_BYTES: Final = 1 << 20
 
 Payloads = tuple[Sequence[bytes], ...]
-"""Payloads, in parts that follow each other so that a picture need not be copied to be written: part j of
+"""Payloads, in parts that follow each other, so that a picture is copied just once, to be written: part j of
 payload i is ``payloads[j][i]``."""
 
 

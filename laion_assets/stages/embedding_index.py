@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,18 +18,23 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats import parquet
+from laion_assets.formats.arrow import vectors_of
 from laion_assets.formats.digest_index import write_index
 from laion_assets.formats.parquet_values import value_offsets
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import EmbeddingShardId, Layout
-from laion_assets.schema import embedding_join
-from laion_assets.vector_places import VECTOR_PLACE, checksum_of, digest_of_shard, digest_of_text
+from laion_assets.schema import VECTOR_COLUMNS, embedding_join
+from laion_assets.vector_places import (
+    SEARCHED,
+    VECTOR_PLACE,
+    as_digests,
+    checksum_of,
+    digest_of_shard,
+    digest_of_text,
+)
 from laion_assets.vectors import rows_at_a_time
 
 CODE_VERSION: Final = "1"
-
-_SEARCHED: Final = ("shard_id", "key", "url", "caption", "cosine")
-_VECTORS: Final = ("image_embedding", "text_embedding")
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -60,7 +64,7 @@ def index_embeddings(shard: EmbeddingShardId, layout: Layout) -> Manifest:
 
 def _records(path: Path, width: int) -> tuple[npt.NDArray[np.void], dict[str, int]]:
     """The records of a joined table in the order of its rows, and what became of the rows."""
-    offsets = [value_offsets(path, name) for name in _VECTORS]
+    offsets = [value_offsets(path, name) for name in VECTOR_COLUMNS]
     records = np.empty(len(offsets[0]), VECTOR_PLACE)
     counts = Counter(dict.fromkeys(("by_url", "by_shard_and_key", "bad_vectors", "unfindable"), 0))
     first = filled = 0
@@ -69,11 +73,11 @@ def _records(path: Path, width: int) -> tuple[npt.NDArray[np.void], dict[str, in
             path,
             embedding_join(width),
             batch_rows=rows_at_a_time(width),
-            columns=[*_SEARCHED, *_VECTORS],
+            columns=[*SEARCHED, *VECTOR_COLUMNS],
         ):
             rows = np.arange(first, first + len(batch))
-            vectors = [_values(batch[name], 2 * width) for name in _VECTORS]
-            for name, places, read in zip(_VECTORS, offsets, vectors, strict=True):
+            vectors = [vectors_of(batch[name]).view(np.uint8) for name in VECTOR_COLUMNS]
+            for name, places, read in zip(VECTOR_COLUMNS, offsets, vectors, strict=True):
                 if not np.array_equal(_stored(file.fileno(), places[rows], 2 * width), read.reshape(-1)):
                     raise CorruptParquet(
                         path,
@@ -113,24 +117,12 @@ def _searched(
     )
     records = np.empty(len(kept), VECTOR_PLACE)
     records["shard_id"], records["number"] = shard_id[kept], number[kept]
-    records["digest"] = _as_column(
+    records["digest"] = as_digests(
         digest_of_text(url) if url else digest_of_shard(number)
         for url, number in zip(urls, records["shard_id"].tolist(), strict=True)
     )
-    records["caption"] = _as_column(map(digest_of_text, captions))
+    records["caption"] = as_digests(map(digest_of_text, captions))
     return records, kept
-
-
-def _as_column(digests: Iterable[bytes]) -> npt.NDArray[np.void]:
-    return np.frombuffer(b"".join(digests), VECTOR_PLACE["digest"])
-
-
-def _values(column: pa.Array, size: int) -> _Bytes:
-    """A column of fixed-size binary values as an array (rows, size), over the same memory."""
-    values = np.frombuffer(
-        column.buffers()[1], np.uint8, count=len(column) * size, offset=size * column.offset
-    )
-    return values.reshape(-1, size)
 
 
 def _stored(descriptor: int, offsets: npt.NDArray[np.int64], size: int) -> _Bytes:

@@ -21,17 +21,17 @@ import xxhash
 from laion_assets.embedding_source import EmbeddingSource, MetadataSource, VectorSource, read_embedding_source
 from laion_assets.errors import CorruptInput, MisalignedEmbeddings, SourceUnavailable
 from laion_assets.formats import npy, parquet
+from laion_assets.formats.arrow import vector_column
 from laion_assets.formats.checksums import xxh3_128_of
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
-from laion_assets.schema import embedding_join
+from laion_assets.schema import VECTOR_COLUMNS, embedding_join
 from laion_assets.vectors import as_float16, cosines, rows_at_a_time
 
 CODE_VERSION: Final = "1"
 
-_VECTORS: Final = ("image_embedding", "text_embedding")
 _TEXTS: Final = ("url", "caption", "NSFW", "LICENSE")
 _SIZES: Final = ("original_height", "original_width")
 _COLUMNS: Final = (*_TEXTS, *_SIZES, "similarity", "shard_id", "key", "image_path")
@@ -98,7 +98,7 @@ def _join(
     with (
         npy.open_reader(Path(source.image_vectors.path), width=source.width, digest=image_digest) as images,
         npy.open_reader(Path(source.text_vectors.path), width=source.width, digest=text_digest) as texts,
-        parquet.open_writer(destination, schema, as_is=_VECTORS) as writer,
+        parquet.open_writer(destination, schema, as_is=VECTOR_COLUMNS) as writer,
     ):
         for metadata in _read_metadata(Path(source.metadata.path), rows_at_a_time(source.width), counts):
             of_images = as_float16(images.read(len(metadata)))
@@ -109,19 +109,13 @@ def _join(
             joined = {
                 **dict(zip(metadata.schema.names, metadata.columns, strict=True)),
                 "cosine": pa.array(cosine),
-                "image_embedding": _as_column(of_images),
-                "text_embedding": _as_column(of_texts),
+                "image_embedding": vector_column(of_images),
+                "text_embedding": vector_column(of_texts),
             }
             writer.write_batch(pa.record_batch([joined[name] for name in schema.names], schema=schema))
         _check_bytes(shard, source.image_vectors, image_digest.hexdigest())
         _check_bytes(shard, source.text_vectors, text_digest.hexdigest())
     return dict(counts), np.concatenate(differences)
-
-
-def _as_column(vectors: npt.NDArray[np.float16]) -> pa.Array:
-    """Vectors as fixed-size binary values, over the same memory."""
-    rows, width = vectors.shape
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(2 * width), rows, [None, pa.py_buffer(vectors)])
 
 
 # -- the metadata ---------------------------------------------------------------------------------

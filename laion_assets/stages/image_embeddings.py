@@ -28,13 +28,17 @@ from laion_assets.formats.digest_index import open_index
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
-from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_IMAGES, image_embeddings, vector_type
-from laion_assets.vector_places import VECTOR_PLACE, checksum_of, digest_of_shard, digest_of_text
+from laion_assets.schema import (
+    EMBEDDING_WIDTH,
+    NORMALIZED_IMAGES,
+    VECTOR_COLUMNS,
+    image_embeddings,
+    vector_type,
+)
+from laion_assets.vector_places import VECTOR_PLACE, as_digests, checksum_of, digest_of_shard, digest_of_text
 from laion_assets.vectors import rows_at_a_time
 
 CODE_VERSION: Final = "2"
-
-_VECTORS: Final = ("image_embedding", "text_embedding")
 
 _BY_KEY: Final = "shard_and_key"
 _BY_URL: Final = "url"
@@ -177,7 +181,7 @@ def _match(
     matches = {way: _Match() for found in ways.values() for way in found}
     without_url = digest_of_shard(shard.number)
     wanted = {way.url for way in matches if way.url is not None} | {without_url}
-    digests = np.frombuffer(b"".join(wanted), VECTOR_PLACE["digest"])
+    digests = as_digests(wanted)
     for found in embedding_shards:
         for digest, caption, shard_id, key, *place in _candidates(layout, found, width, digests):
             url = None if digest == without_url else digest
@@ -268,9 +272,9 @@ def _write(destination: Path, taken: Sequence[_Taken], layout: Layout, width: in
         "key": pa.array([row.key for row in taken], pa.string()),
         "matched_by": pa.array([row.matched_by for row in taken], pa.string()),
         "embedding_shard": pa.array([str(row.place.shard) for row in taken], pa.string()),
-        **dict(zip(_VECTORS, _read(layout, [row.place for row in taken], width), strict=True)),
+        **dict(zip(VECTOR_COLUMNS, _read(layout, [row.place for row in taken], width), strict=True)),
     }
-    with parquet.open_writer(destination, schema, as_is=_VECTORS) as writer:
+    with parquet.open_writer(destination, schema, as_is=VECTOR_COLUMNS) as writer:
         writer.write_table(
             pa.table([columns[name] for name in schema.names], schema=schema),
             row_group_size=rows_at_a_time(width),

@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import MisalignedEmbeddings
 from laion_assets.formats import parquet, records, tfds
+from laion_assets.formats.arrow import vectors_of
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.tfrecord import Payloads
 from laion_assets.layout import EmbeddingShardId, Layout
-from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, embedding_join
+from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, VECTOR_COLUMNS, embedding_join
 
 CODE_VERSION: Final = "1"
 
 _ROWS_AT_A_TIME: Final = 2048
-_VECTORS: Final = ("image_embedding", "text_embedding")
 
 _REMEDY: Final = "Materialize normalized_embeddings again."
 
@@ -65,7 +65,7 @@ def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[P
     for rows in parquet.read_batches(normalized, NORMALIZED_EMBEDDINGS, batch_rows=_ROWS_AT_A_TIME):
         found = joined.take(rows["row"].to_numpy(), normalized)
         _check_pairing(rows, found, normalized)
-        image, text = (_as_array(found[name], width) for name in _VECTORS)
+        image, text = (vectors_of(found[name].combine_chunks()) for name in VECTOR_COLUMNS)
         yield tfds.encode_embedding_examples(rows, image, text, normalized)
 
 
@@ -74,7 +74,7 @@ class _JoinedRows:
 
     def __init__(self, path: Path, width: int) -> None:
         self._path = path
-        schema, columns = embedding_join(width), ["key", *_VECTORS]
+        schema, columns = embedding_join(width), ["key", *VECTOR_COLUMNS]
         self._batches = parquet.read_batches(path, schema, batch_rows=_ROWS_AT_A_TIME, columns=columns)
         self._batch = pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in columns]))
         self._first = 0  # row of the batch's first row
@@ -135,12 +135,3 @@ def _check_pairing(rows: pa.RecordBatch, found: pa.Table, path: Path) -> None:
             found=f"key {rows['key'][at]}",
             remedy=_REMEDY,
         )
-
-
-def _as_array(vectors: pa.ChunkedArray, width: int) -> npt.NDArray[np.float16]:
-    """Vectors as an array (rows, width)."""
-    column = vectors.combine_chunks()
-    flat = np.frombuffer(
-        column.buffers()[1], "<f2", count=len(column) * width, offset=2 * width * column.offset
-    )
-    return flat.reshape(len(column), width)

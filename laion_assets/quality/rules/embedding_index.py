@@ -16,9 +16,7 @@ from laion_assets.formats.digest_index import open_index
 from laion_assets.quality.rules.embeddings import Vectors, read_vectors
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, spread
 from laion_assets.schema import embedding_join
-from laion_assets.vector_places import VECTOR_PLACE, checksum_of, digest_of_shard, digest_of_text
-
-_SEARCHED: Final = ("shard_id", "key", "url", "caption", "cosine")
+from laion_assets.vector_places import SEARCHED, VECTOR_PLACE, checksum_of, digest_of_shard, digest_of_text
 
 # Records that are looked up, as many as an image shard looks up.
 _LOOKED_UP: Final = 10_000
@@ -36,7 +34,7 @@ def _rows_are_found(subject: Subject) -> Verdict:
         offences.add(f"row {row}", "is in the index and not found in it")
     records = records[np.argsort(records["row"], kind="stable")]
     rows = matched = 0
-    for found in read_vectors(path, embedding_join, _SEARCHED):
+    for found in read_vectors(path, embedding_join, SEARCHED):
         first, last = np.searchsorted(records["row"], [rows, rows + len(found.rows)])
         held = dict(zip(records["row"][first:last].tolist(), range(first, last), strict=True))
         matched += len(held)
@@ -70,7 +68,7 @@ def _compare(
 ) -> None:
     """Compare some rows with their records, the vectors' bytes by their checksum."""
     with path.open("rb", buffering=0) as file:
-        for at, row in enumerate(found.rows.select(_SEARCHED).to_pylist()):
+        for at, row in enumerate(found.rows.select(SEARCHED).to_pylist()):
             index, identity = held.get(first + at), _identity(row)
             if (index is None) != (identity is None):
                 offences.add(row["key"], f"row {first + at} has {'no' if index is None else 'a'} record")

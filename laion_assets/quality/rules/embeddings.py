@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from laion_assets.embedding_source import EmbeddingSource, read_embedding_source
 from laion_assets.errors import CorruptParquet, SourceUnavailable
 from laion_assets.formats import npy, parquet
+from laion_assets.formats.arrow import vectors_of
 from laion_assets.formats.publish import require
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.quality.rules.images import NSFW_SQL, SIMILARITY_SQL, URL_SQL
@@ -22,6 +23,7 @@ from laion_assets.quality.rules.rule import Offences, Query, RowStream, Rule, Su
 from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
+    VECTOR_COLUMNS,
     embedding_join,
     image_embeddings,
 )
@@ -120,18 +122,11 @@ def read_vectors(
         CorruptParquet: if the file is damaged or was declared otherwise.
     """
     width = parquet.vector_width(path)
-    names = [*columns, "image_embedding", "text_embedding"]
+    names = [*columns, *VECTOR_COLUMNS]
     for batch in parquet.read_batches(
         path, schema_of_width(width), batch_rows=_ROWS_AT_A_TIME, columns=names
     ):
-        yield Vectors(batch, *(_as_array(batch[name], width) for name in names[-2:]))
-
-
-def _as_array(column: pa.Array, width: int) -> npt.NDArray[np.float16]:
-    flat = np.frombuffer(
-        column.buffers()[1], "<f2", count=len(column) * width, offset=2 * width * column.offset
-    )
-    return flat.reshape(len(column), width)
+        yield Vectors(batch, *(vectors_of(batch[name]) for name in VECTOR_COLUMNS))
 
 
 def _join_rows(subject: Subject) -> Verdict:

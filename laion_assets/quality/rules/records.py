@@ -17,7 +17,13 @@ from laion_assets.formats.records import read_records
 from laion_assets.formats.tfds import Features, decode_example
 from laion_assets.quality.rules.embeddings import read_vectors
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict
-from laion_assets.schema import NORMALIZED_EMBEDDINGS, NORMALIZED_IMAGES, NsfwTag, embedding_join
+from laion_assets.schema import (
+    NORMALIZED_EMBEDDINGS,
+    NORMALIZED_IMAGES,
+    VECTOR_COLUMNS,
+    NsfwTag,
+    embedding_join,
+)
 
 _BATCH_ROWS: Final = 4096
 _SHOWN_CHARACTERS: Final = 60
@@ -47,7 +53,7 @@ def _embeddings_read_back(subject: Subject) -> Verdict:
 
 
 def _vectors_differ(row: Mapping[str, Any], features: Features) -> str | None:
-    for name in ("image_embedding", "text_embedding"):
+    for name in VECTOR_COLUMNS:
         expected = row[name].astype(np.float32)
         found = _floats(features, name)
         if found.tobytes() != expected.tobytes():

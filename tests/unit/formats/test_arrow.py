@@ -1,9 +1,11 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.formats import arrow
+from laion_assets.schema import vector_type
 
 TEXTS = st.lists(st.none() | st.text(), max_size=20)
 
@@ -50,3 +52,14 @@ def test_more_text_than_one_chunk_holds_is_cut_between_values(values, most):
 def test_what_the_type_cannot_hold_is_refused(value, type_, error):
     with pytest.raises(error):
         arrow.column([None, value], type_)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(0, 5), (2, 3), (5, 0)])
+def test_vectors_become_a_column_and_vectors_again(first, rows):
+    vectors = np.random.default_rng(1).standard_normal((5, 8)).astype("<f2")
+    column = arrow.vector_column(vectors)
+    assert column.type == vector_type(8)
+    assert column.to_pylist() == [row.tobytes() for row in vectors]
+    found = arrow.vectors_of(column.slice(first, rows))
+    assert found.shape == (rows, 8)
+    assert np.array_equal(found, vectors[first : first + rows])
