@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="laion-assets",
-    help="Turn LAION-400M's list of URLs into two TensorFlow Datasets, shard by shard.",
+    help="Turn LAION-400M's list of URLs into TensorFlow Datasets, shard by shard.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

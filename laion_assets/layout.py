@@ -258,6 +258,10 @@ class Layout:
         """The vectors of one image shard, joined on (shard, key) or URL."""
         return self._output("image_embeddings", str(shard), f"{shard}.parquet")
 
+    def tfds_image_embeddings(self, shard: ShardId) -> Output:
+        """One shard of ``laion400m/image_embeddings``."""
+        return self.tfds_shard("image_embeddings", shard)
+
     # -- what readers see -------------------------------------------------------------------------
 
     @property
@@ -266,7 +270,7 @@ class Layout:
         return self._of_format("tfds")
 
     def tfds_config(self, config: str) -> Path:
-        """Folder of one config (``images`` or ``embeddings``), above its version."""
+        """Folder of one config (``images``, ``embeddings``, ``image_embeddings``), above its version."""
         return self.tfds_data_dir / DATASET_NAME / config
 
     def tfds_version(self, config: str) -> Path:

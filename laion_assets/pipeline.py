@@ -36,6 +36,7 @@ from laion_assets.stages import (
     samples,
     shard_plan,
     tfds_embeddings,
+    tfds_image_embeddings,
     tfds_images,
 )
 
@@ -158,6 +159,12 @@ def _image_embeddings(settings: Settings, key: str) -> Manifest:
     )
 
 
+def _tfds_image_embeddings(settings: Settings, key: str) -> Manifest:
+    return tfds_image_embeddings.write_tfds_image_embeddings(
+        ShardId.parse(key), settings.layout, settings.embeddings.width
+    )
+
+
 def _laion400m_images(settings: Settings, _: str) -> Manifest:
     count = read_plan(settings).shard_count
     return laion400m.publish_dataset("images", settings.layout, shard_count=count)
@@ -169,6 +176,15 @@ def _laion400m_embeddings(settings: Settings, _: str) -> Manifest:
         "embeddings",
         settings.layout,
         shard_count=max((shard.number for shard in found), default=-1) + 1,
+        width=settings.embeddings.width,
+    )
+
+
+def _laion400m_image_embeddings(settings: Settings, _: str) -> Manifest:
+    return laion400m.publish_dataset(
+        "image_embeddings",
+        settings.layout,
+        shard_count=read_plan(settings).shard_count,
         width=settings.embeddings.width,
     )
 
@@ -377,10 +393,43 @@ STAGES: Final = (
         columns=schema.image_embeddings(),
     ),
     Stage(
+        name="tfds_image_embeddings",
+        axis=Axis.SHARD,
+        inputs=("normalized_images", "images", "image_embeddings"),
+        run=_tfds_image_embeddings,
+        code_version=tfds_image_embeddings.CODE_VERSION,
+        group="embeddings",
+        kinds=frozenset({"tfrecord"}),
+        description=(
+            "One shard of laion400m/image_embeddings, the pictures that have vectors, in key order: "
+            "`tfds_image_embeddings/SHARD.tfrecord`. It holds those pictures once more, so a build makes it "
+            "only with `image_embeddings = true` under `[tfds]`."
+        ),
+    ),
+    Stage(
+        name="laion400m_image_embeddings",
+        axis=Axis.NONE,
+        inputs=("tfds_image_embeddings", "shard_plan"),
+        run=_laion400m_image_embeddings,
+        code_version=laion400m.CODE_VERSION,
+        group="datasets",
+        kinds=frozenset({"tensorflow"}),
+        description=(
+            "The TFDS dataset laion400m/image_embeddings over every shard that is there: "
+            "`tfds.load('laion400m/image_embeddings', split='train', data_dir='DATA_ROOT/tfds')`. The "
+            "official class has no such config, so TFDS reads it from the files alone."
+        ),
+    ),
+    Stage(
         name="catalog",
         axis=Axis.NONE,
-        # It reads every stage; these three are where the branches end.
-        inputs=("laion400m_images", "laion400m_embeddings", "image_embeddings"),
+        # It reads every stage; these are where the branches end, the last of them only if it is asked for.
+        inputs=(
+            "laion400m_images",
+            "laion400m_embeddings",
+            "image_embeddings",
+            "laion400m_image_embeddings",
+        ),
         run=_catalog,
         code_version=catalog.CODE_VERSION,
         group="datasets",
@@ -412,20 +461,37 @@ EMBEDDINGS: Final = (
     "normalized_embeddings",
     "tfds_embeddings",
 )
-JOINED: Final = ("image_embeddings",)
-PUBLICATION: Final = ("laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
+JOINED: Final = ("image_embeddings", "tfds_image_embeddings")
+PUBLICATION: Final = (
+    "laion400m_images",
+    "laion400m_embeddings",
+    "laion400m_image_embeddings",
+    "catalog",
+    "dataset_report",
+)
 
 # Stages that have nothing to do while these partitions are not there.
-_POINTLESS_WITHOUT: Final = {
-    "laion400m_images": Axis.SHARD,
-    "laion400m_embeddings": Axis.EMBEDDING_SHARD,
-    "image_embeddings": Axis.EMBEDDING_SHARD,
-}
+_POINTLESS_WITHOUT: Final[Mapping[str, tuple[Axis, ...]]] = MappingProxyType(
+    {
+        "laion400m_images": (Axis.SHARD,),
+        "laion400m_embeddings": (Axis.EMBEDDING_SHARD,),
+        "image_embeddings": (Axis.EMBEDDING_SHARD,),
+        "tfds_image_embeddings": (Axis.EMBEDDING_SHARD,),
+        "laion400m_image_embeddings": (Axis.SHARD, Axis.EMBEDDING_SHARD),
+    }
+)
+
+# Stages that a build leaves out unless `[tfds] image_embeddings` asks for them.
+_OF_IMAGE_EMBEDDINGS: Final = frozenset({"tfds_image_embeddings", "laion400m_image_embeddings"})
+
+
+def is_asked_for(stage: str, settings: Settings) -> bool:
+    """Whether a build makes a stage; whoever wants one that it does not can still materialize it."""
+    return settings.tfds.image_embeddings or stage not in _OF_IMAGE_EMBEDDINGS
 
 
 def keys_of(stage: Stage, found: Partitions) -> tuple[str, ...]:
     """Partition keys of a stage, its own name where it has no partitions; none where it lacks a source."""
-    needed = _POINTLESS_WITHOUT.get(stage.name)
-    if needed is not None and not found.keys(needed):
+    if not all(map(found.keys, _POINTLESS_WITHOUT.get(stage.name, ()))):
         return ()
     return (stage.name,) if stage.axis is Axis.NONE else found.keys(stage.axis)

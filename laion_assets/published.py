@@ -31,6 +31,8 @@ _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyTyp
         "tfds_embeddings": lambda layout, key: layout.tfds_embeddings(EmbeddingShardId.parse(key)),
         "laion400m_embeddings": lambda layout, _: layout.dataset("embeddings"),
         "image_embeddings": lambda layout, key: layout.image_embeddings(ShardId.parse(key)),
+        "tfds_image_embeddings": lambda layout, key: layout.tfds_image_embeddings(ShardId.parse(key)),
+        "laion400m_image_embeddings": lambda layout, _: layout.dataset("image_embeddings"),
         "catalog": lambda layout, _: layout.catalog(),
         "dataset_report": lambda layout, _: layout.dataset_report(),
     }
@@ -41,7 +43,14 @@ DATA_STAGES: Final = tuple(name for name in STAGE_NAMES if name not in ("catalog
 """The stages that hold data, in flow order."""
 
 _UNPARTITIONED: Final = frozenset(
-    {"shard_plan", "laion400m_images", "laion400m_embeddings", "catalog", "dataset_report"}
+    {
+        "shard_plan",
+        "laion400m_images",
+        "laion400m_embeddings",
+        "laion400m_image_embeddings",
+        "catalog",
+        "dataset_report",
+    }
 )
 _ANY_PARTITION: Final = "00000"
 

@@ -76,6 +76,9 @@ class TfdsSettings(Policy):
     decode_pictures: bool = False
     """Decode every picture in full before it becomes an example, and set aside what cannot be. Otherwise only
     headers are read, in a quarter of the time. Pictures that others encoded are always decoded."""
+    image_embeddings: bool = False
+    """Whether a build makes ``laion400m/image_embeddings``, too: pictures with their vectors. It stores the
+    pictures that have vectors once more, as many bytes as ``images`` takes for them, and 4 kB of vectors."""
 
 
 class Settings(BaseSettings):

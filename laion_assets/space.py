@@ -27,8 +27,14 @@ _SAMPLE: Final = 20
 _TEXT_BYTES: Final = 250
 _PICTURE_BYTES: Final = 20_000
 _BYTES_PER_ELEMENT: Final[Mapping[str, int]] = MappingProxyType(
-    {"embedding_join": 2 * 2, "tfds_embeddings": 2 * 4, "image_embeddings": 2 * 2}
+    {
+        "embedding_join": 2 * 2,
+        "tfds_embeddings": 2 * 4,
+        "image_embeddings": 2 * 2,
+        "tfds_image_embeddings": 2 * 4,
+    }
 )
+_WITH_PICTURES: Final = ("images", "tfds_images", "tfds_image_embeddings")
 # LAION-400M's largest raw file; a local one is looked at.
 _PART_BYTES: Final = 1_700_000_000
 
@@ -73,7 +79,7 @@ def _partition_bytes(settings: Settings, stage: Stage) -> float:
         return sum(sizes) / max(1, len(sizes))
     if stage.axis is Axis.NONE:
         return 0  # hard links, and a few small files
-    pictures = _PICTURE_BYTES if stage.name in ("images", "tfds_images") else 0
+    pictures = _PICTURE_BYTES if stage.name in _WITH_PICTURES else 0
     vectors = _BYTES_PER_ELEMENT.get(stage.name, 0) * settings.embeddings.width
     return _rows(settings, stage.axis) * (_TEXT_BYTES + pictures + vectors)
 

@@ -36,6 +36,7 @@ from laion_assets.stages.raw_metadata import check_part
 from laion_assets.stages.samples import write_samples
 from laion_assets.stages.shard_plan import plan_shards
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
+from laion_assets.stages.tfds_image_embeddings import write_tfds_image_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
 
 PART = "part-a"
@@ -44,6 +45,10 @@ ROWS = 50
 WIDTH = 16
 SHARDS = (ShardId(0), ShardId(1))  # of three: the third is planned and has its samples only
 VECTORS = EmbeddingShardId(0)
+VECTOR_ROWS = 30
+
+# Of all rows; the first so many have vectors with these cosines.
+SIMILARITIES = np.maximum(cosines_of(ROWS), 0.3)
 
 # The root is far smaller than a real one, so that one odd row is a large share.
 LENIENT = Thresholds(
@@ -72,7 +77,7 @@ def raw_rows() -> list[dict[str, Any]]:
             "WIDTH": 40,
             "LICENSE": "?" if row % 5 else f"http://creativecommons.org/$a$/{row % 2}",
             "NSFW": ["UNLIKELY", "UNSURE", "NSFW", None, "odd"][row % 5],
-            "similarity": 0.3 + row / 200,
+            "similarity": float(SIMILARITIES[row]),
         }
         for row in range(ROWS)
     ]
@@ -153,9 +158,9 @@ def build_root(folder: Path) -> Layout:
 
 
 def _build_embeddings(layout: Layout, source: Path) -> None:
-    cosines = cosines_of(30)
+    cosines = SIMILARITIES[:VECTOR_ROWS]
     images, texts = pairs(cosines, width=WIDTH)
-    urls = pa.array([f"http://host{row % 3}.example.org/{row}.jpg" for row in range(30)])
+    urls = pa.array([f"http://host{row % 3}.example.org/{row}.jpg" for row in range(VECTOR_ROWS)])
     place(source, 0, images, texts, metadata(cosines, url=urls))
     check_embeddings(VECTORS, layout, str(source), WIDTH, LENIENT)
     join_embeddings(VECTORS, layout, LENIENT)
@@ -165,6 +170,8 @@ def _build_embeddings(layout: Layout, source: Path) -> None:
     publish_dataset("embeddings", layout, shard_count=1, width=WIDTH)
     for shard in SHARDS:
         join_image_embeddings(shard, layout, [VECTORS], WIDTH)
+        write_tfds_image_embeddings(shard, layout, WIDTH)
+    publish_dataset("image_embeddings", layout, shard_count=3, width=WIDTH)
 
 
 @dataclass(frozen=True)

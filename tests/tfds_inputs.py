@@ -16,9 +16,15 @@ import pyarrow as pa
 from PIL import Image
 
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
-from laion_assets.schema import NORMALIZED_EMBEDDINGS, NORMALIZED_IMAGES, ROWS_SET_ASIDE, embedding_join
+from laion_assets.schema import (
+    NORMALIZED_EMBEDDINGS,
+    NORMALIZED_IMAGES,
+    ROWS_SET_ASIDE,
+    embedding_join,
+    image_embeddings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +152,37 @@ def write_embedding_inputs(
     _publish_anew(layout.embedding_join(shard), write_joined)
     table = [row.columns() | {"row": position} for row, position in zip(rows, positions, strict=True)]
     _write_normalized(layout.normalized_embeddings(shard), _changed(table, NORMALIZED_EMBEDDINGS, changes))
+
+
+def write_image_vectors(
+    layout: Layout,
+    shard: ShardId,
+    keys: Sequence[str],
+    image: npt.NDArray[np.float16],
+    text: npt.NDArray[np.float16],
+    *,
+    row_group_rows: int = 100_000,
+) -> None:
+    """Publish the vectors of an image shard whose normalized table is there.
+
+    Args:
+        layout: where to.
+        shard: which shard.
+        keys: key of each row.
+        image: vectors of the pictures, (rows, width).
+        text: likewise of the captions.
+        row_group_rows: of the table.
+    """
+    schema = image_embeddings(image.shape[1])
+    columns = [keys, ["url"] * len(keys), ["00000"] * len(keys), _fixed(image), _fixed(text)]
+    table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+
+    def write(draft: Draft) -> Tally:
+        parquet.write_table(draft.only, table, schema, row_group_rows=row_group_rows)
+        return Tally(rows=len(keys))
+
+    normalized = require(layout.normalized_images(shard)).data_version
+    _publish_anew(layout.image_embeddings(shard), write, {"normalized_images": normalized})
 
 
 def vectors(rows: int, width: int = 512, seed: int = 0) -> npt.NDArray[np.float16]:

@@ -35,6 +35,6 @@ def _assemble(settings: Settings, partitions: PartitionSets, watcher: Watcher) -
     return dg.Definitions(
         assets=build_assets(settings, partitions, watcher),
         asset_checks=build_checks(settings, partitions, watcher),
-        jobs=build_jobs(),
+        jobs=build_jobs(settings),
         executor=attended_executor,
     )

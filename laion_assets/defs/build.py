@@ -25,6 +25,7 @@ from laion_assets.pipeline import (
     PUBLICATION,
     STAGE_BY_NAME,
     Stage,
+    is_asked_for,
     keys_of,
 )
 from laion_assets.plan import find_placed
@@ -135,14 +136,15 @@ def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, d
     _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
     grown = any(name == "embedding_index" for name, _ in done.manifests)
-    _materialize_missing(settings, instance, done, JOINED, replace(request, again=request.again or grown))
-    _materialize(settings, instance, done, _published(found), {})
+    joined = replace(request, again=request.again or grown)
+    _materialize_missing(settings, instance, done, _joined(settings), joined)
+    _materialize(settings, instance, done, _published(settings, found), {})
 
 
 def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) -> Counter[str]:
     """Stage -> how many partitions a build has before it, as far as is known: the plan may add shards."""
-    counts = Counter(_published(find_partitions(settings)))
-    for chain in (PARTS, IMAGES, EMBEDDINGS, JOINED):
+    counts = Counter(_published(settings, find_partitions(settings)))
+    for chain in (PARTS, IMAGES, EMBEDDINGS, _joined(settings)):
         counts |= Counter(dict.fromkeys(chain, len(_missing(settings, instance, chain, request))))
     return counts
 
@@ -161,8 +163,14 @@ def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterato
         yield batch
 
 
-def _published(found: Partitions) -> list[str]:
-    return [name for name in PUBLICATION if keys_of(STAGE_BY_NAME[name], found)]
+def _joined(settings: Settings) -> list[str]:
+    return [name for name in JOINED if is_asked_for(name, settings)]
+
+
+def _published(settings: Settings, found: Partitions) -> list[str]:
+    return [
+        name for name in PUBLICATION if keys_of(STAGE_BY_NAME[name], found) and is_asked_for(name, settings)
+    ]
 
 
 def _refuse_unknown(asked: Sequence[str] | None, every: Sequence[str]) -> None:

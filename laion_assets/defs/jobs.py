@@ -3,7 +3,8 @@
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from laion_assets.pipeline import EMBEDDINGS, IMAGES, PARTS, PUBLICATION
+from laion_assets.pipeline import EMBEDDINGS, IMAGES, PARTS, PUBLICATION, is_asked_for
+from laion_assets.settings import Settings
 
 _JOBS = {
     "read_parts": (PARTS, "Read raw parts"),
@@ -16,9 +17,13 @@ _JOBS = {
 }
 
 
-def build_jobs() -> list[UnresolvedAssetJobDefinition]:
+def build_jobs(settings: Settings) -> list[UnresolvedAssetJobDefinition]:
     """A job for each chain of stages that share their partitions, and one for what has none."""
     return [
-        dg.define_asset_job(name, selection=list(chain), description=description)
+        dg.define_asset_job(
+            name,
+            selection=[stage for stage in chain if is_asked_for(stage, settings)],
+            description=description,
+        )
         for name, (chain, description) in _JOBS.items()
     ]

@@ -6,7 +6,7 @@ import dagster as dg
 
 from laion_assets.formats.publish import done
 from laion_assets.partitions import Axis, find_partitions
-from laion_assets.pipeline import STAGES, Stage, keys_of
+from laion_assets.pipeline import STAGES, Stage, is_asked_for, keys_of
 from laion_assets.settings import Settings
 
 
@@ -31,6 +31,8 @@ def stage_statuses(settings: Settings, instance: dg.DagsterInstance) -> list[Sta
         manifests = {key: done(stage.output(settings.layout, key)) for key in keys_of(stage, found)}
         published = [manifest for manifest in manifests.values() if manifest is not None]
         undone = {key for key, manifest in manifests.items() if manifest is None}
+        if not is_asked_for(stage.name, settings):
+            undone = set()
         failed = undone & _failed(stage, instance)
         statuses.append(
             StageStatus(

@@ -84,6 +84,9 @@ host_failures = 1000
 retry_silent_hosts = true  # some of whose pictures never come
 total_timeout_s = 4.0  # long for a loaded machine, short for pictures that never end
 backoff_s = 0.05
+
+[tfds]
+image_embeddings = true  # off by default, since pictures are stored once more
 """
 
 

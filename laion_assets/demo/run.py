@@ -23,7 +23,7 @@ from laion_assets.errors import SettingsError
 from laion_assets.formats.durable import write_durably
 from laion_assets.formats.publish import require
 from laion_assets.formats.records import read_records
-from laion_assets.formats.tfds import decode_example
+from laion_assets.formats.tfds_examples import decode_example
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import count_failures
 from laion_assets.partitions import Axis, find_partitions
@@ -129,7 +129,7 @@ def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.
 def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
     data_dir, settings_file = _shown(layout.tfds_data_dir), _shown(folder / SETTINGS_FILE)
     for line in (
-        f"The datasets laion400m/images and laion400m/embeddings are in {data_dir}. To load one:",
+        f"The datasets laion400m/images, embeddings and image_embeddings are in {data_dir}. To load one:",
         "",
         "  import tensorflow_datasets as tfds",
         f"  dataset = tfds.load('laion400m/images', split='train', data_dir='{data_dir}')",

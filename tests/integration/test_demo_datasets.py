@@ -2,11 +2,13 @@
 
 import json
 from collections import defaultdict
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from laion_assets.demo.dataset import DemoDataset, captions_true
+from laion_assets.formats.tfds import Config
 from laion_assets.layout import Layout
 from laion_assets.outcomes import Outcome
 from laion_assets.plan import ShardPlan
@@ -80,8 +82,8 @@ def test_no_row_is_lost_on_the_way(demo, images):
     assert examples == len(images)
 
 
-def test_both_datasets_are_found_without_their_name(tfds, data_dir, images):
-    for config in ("images", "embeddings"):
+def test_every_dataset_is_found_without_its_name(tfds, data_dir, images):
+    for config in get_args(Config):
         builder = tfds.builder_from_directory(str(data_dir / "laion400m" / config / "1.0.0"))
         dataset = builder.as_dataset(split="train")
         assert sum(1 for _ in dataset) == builder.info.splits["train"].num_examples > 0
@@ -117,3 +119,36 @@ def test_vectors_are_those_of_the_picture(tfds, demo, data_dir):
             assert row["image_embedding"] in by_url[url_of[row["key"]].encode()]
             joined += 1
     assert joined > 300
+
+
+def test_pictures_with_vectors_are_those_of_their_keys(tfds, demo, data_dir):
+    """Every row of the second join is an example, with the picture that the tar has under its key."""
+    import pyarrow.parquet as pq
+
+    layout = Layout(demo / "data")
+    loaded = tfds.load(
+        "laion400m/image_embeddings",
+        split="train",
+        data_dir=str(data_dir),
+        decoders={"image": tfds.decode.SkipDecoding()},
+        shuffle_files=False,
+    )
+    examples = iter(tfds.as_numpy(loaded))
+    rows = without = 0
+    for shard in ShardPlan.load(layout).shards:
+        by_key = {row["key"]: row for row in pq.read_table(layout.normalized_table(shard)).to_pylist()}
+        tar = layout.images_tar(shard).read_bytes()
+        for vectors in pq.read_table(layout.image_embeddings(shard).only).to_pylist():
+            row, example = by_key.pop(vectors["key"]), next(examples)
+            assert example["url"].decode() == row["url"]
+            assert example["caption"].decode() == row["caption"]
+            assert example["image"] == tar[row["tar_offset"] :][: row["tar_bytes"]]
+            for name in ("image_embedding", "text_embedding"):
+                assert example[name].tobytes() == vectors[name]
+            rows += 1
+        counts = json.loads(layout.tfds_image_embeddings(shard).manifest.read_text())["counts"]
+        assert counts["without_vectors"] == len(by_key)
+        without += len(by_key)
+    assert next(examples, None) is None
+    assert rows > 300
+    print(f"{rows} pictures with vectors, {without} without")

@@ -288,7 +288,7 @@ class _Rig:
                 yield f"a partition counts as done and is not: {error}"
         if found != undisturbed.manifest and (ended == "done" or found not in (None, undisturbed.older)):
             yield f"neither the partition before nor the one to be: {found}"
-        for config in ("images", "embeddings"):
+        for config in ("images", "embeddings", "image_embeddings"):
             yield from _missing_in_data_set(life.layout_of(self._life).tfds_version(config))
 
     def _not_as_undisturbed(self, scenario: Scenario) -> Iterator[str]:

@@ -42,6 +42,7 @@ from laion_assets.stages.raw_metadata import check_part
 from laion_assets.stages.samples import write_samples
 from laion_assets.stages.shard_plan import plan_shards
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
+from laion_assets.stages.tfds_image_embeddings import write_tfds_image_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
 
 PART: Final = "part-a"
@@ -135,6 +136,10 @@ STAGES: Final[Mapping[str, Callable[[Path], Manifest]]] = MappingProxyType(
             "embeddings", layout_of(folder), shard_count=1, width=WIDTH
         ),
         "image_embeddings": lambda folder: join_image_embeddings(SHARD, layout_of(folder), [VECTORS], WIDTH),
+        "tfds_image_embeddings": lambda folder: write_tfds_image_embeddings(SHARD, layout_of(folder), WIDTH),
+        "laion400m_image_embeddings": lambda folder: publish_dataset(
+            "image_embeddings", layout_of(folder), shard_count=1, width=WIDTH
+        ),
         "catalog": lambda folder: write_catalog(layout_of(folder)),
         "dataset_report": lambda folder: write_dataset_report(layout_of(folder)),
     }
@@ -145,8 +150,8 @@ STAGES: Final[Mapping[str, Callable[[Path], Manifest]]] = MappingProxyType(
 def output(stage: str, folder: Path) -> Output:
     """The files of a stage's one partition."""
     partition = {"raw_metadata": PART}.get(stage, str(SHARD))
-    unpartitioned = ("shard_plan", "laion400m_images", "laion400m_embeddings", "catalog", "dataset_report")
-    return output_of(layout_of(folder), stage, stage if stage in unpartitioned else partition)
+    is_whole = stage.startswith("laion400m_") or stage in ("shard_plan", "catalog", "dataset_report")
+    return output_of(layout_of(folder), stage, stage if is_whole else partition)
 
 
 def live(folder: Path, *, until: str | None = None) -> None:

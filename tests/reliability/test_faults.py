@@ -100,6 +100,8 @@ OLDER = {
     "tfds_images": {"again": partial(older_files, "tfds_images")},
     "laion400m_images": {"again": partial(larger_dataset, "images")},
     "laion400m_embeddings": {"again": partial(larger_dataset, "embeddings")},
+    "tfds_image_embeddings": {"again": partial(older_files, "tfds_image_embeddings")},
+    "laion400m_image_embeddings": {"again": partial(larger_dataset, "image_embeddings")},
 }
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -36,6 +36,7 @@ from laion_assets.demo.dataset import captions_true, make_demo
 from laion_assets.demo.run import _examples
 from laion_assets.demo.web import OUTCOMES, DemoWeb, Fault
 from laion_assets.errors import CorruptRecords
+from laion_assets.formats import tfds
 from laion_assets.formats.publish import verify
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import Layout, ShardId
@@ -76,6 +77,8 @@ per_domain_concurrency = {{connections}}
 backoff_s = 0.05
 [image]
 workers = 1
+[tfds]
+image_embeddings = true
 """
 
 
@@ -235,7 +238,7 @@ def _versions(layout: Layout) -> dict[tuple[str, str], str]:
 
 def _datasets(layout: Layout) -> dict[str, str]:
     """Digest of every file that TFDS reads."""
-    folders = [layout.tfds_version(config) for config in ("images", "embeddings")]
+    folders = [layout.tfds_version(config) for config in get_args(tfds.Config)]
     return {
         str(path.relative_to(layout.root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in folders

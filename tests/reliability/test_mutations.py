@@ -163,16 +163,17 @@ def sealed(path: str, *stages: str, of: str | None = None) -> Subject:
     return Subject(format="JSON", path=f"data/{path}", readers=(read_record,), stages=stages, of=of)
 
 
+PICTURE_READERS = ("tfds_images", "tfds_image_embeddings")
 JOIN_READERS = ("embedding_index", "normalized_embeddings", "tfds_embeddings", "image_embeddings")
 SUBJECTS = (
     published("raw_metadata", life.PART, RAW, "samples"),
     published("samples", f"{S}", SAMPLES, "images"),
-    published("images", f"{S}", IMAGES, "normalized_images", "tfds_images"),
-    published("normalized_images", f"{S}", NORMALIZED_IMAGES, "tfds_images", "image_embeddings"),
-    published("normalized_images", f"{S}.set_aside", ROWS_SET_ASIDE, "tfds_images"),
+    published("images", f"{S}", IMAGES, "normalized_images", *PICTURE_READERS),
+    published("normalized_images", f"{S}", NORMALIZED_IMAGES, "image_embeddings", *PICTURE_READERS),
+    published("normalized_images", f"{S}.set_aside", ROWS_SET_ASIDE, *PICTURE_READERS),
     published("embedding_join", f"{S}", embedding_join(life.WIDTH), *JOIN_READERS),
     published("normalized_embeddings", f"{S}", NORMALIZED_EMBEDDINGS, "tfds_embeddings"),
-    published("image_embeddings", f"{S}", image_embeddings(life.WIDTH)),
+    published("image_embeddings", f"{S}", image_embeddings(life.WIDTH), "tfds_image_embeddings"),
     Subject(format="Parquet", path="groups.parquet", readers=parquet_readers(SAMPLES)),
     Subject(format="Parquet", path=f"placed/images/{S}.parquet", readers=(check_as_placed,)),
     Subject(
@@ -198,24 +199,26 @@ SUBJECTS = (
         readers=(index_tar,),
         proves=False,
         of="images",
-        stages=("normalized_images", "tfds_images"),
+        stages=("normalized_images", *PICTURE_READERS),
     ),
     Subject(format="tar", path=f"placed/images/{S}.tar", readers=(check_as_placed,), proves=False),
     records("tfds_images"),
     records("tfds_embeddings"),
+    records("tfds_image_embeddings"),
     # A stage that decodes starts a process for it, which takes as long as twenty other cases.
     Subject(format="TFRecord", path=JOURNAL, readers=(read_payloads,), stages=("images",), weight=1),
     sealed(f"raw_metadata/{life.PART}.manifest.json", "samples"),
     sealed(f"raw_metadata/{life.PART}.source.json", "shard_plan", of="raw_metadata"),
     sealed("shard_plan/shard_plan.json", "samples", of="shard_plan"),
     sealed(f"samples/{S}.manifest.json", "images"),
-    sealed(f"images/{S}.manifest", "normalized_images", "tfds_images"),
-    sealed(f"normalized_images/{S}.manifest.json", "tfds_images", "image_embeddings"),
+    sealed(f"images/{S}.manifest", "normalized_images", *PICTURE_READERS),
+    sealed(f"normalized_images/{S}.manifest.json", "image_embeddings", *PICTURE_READERS),
     sealed(f"embeddings/{S}.json", "embedding_join", of="embeddings"),
     sealed(f"embeddings/{S}.manifest.json", "embedding_join"),
     sealed(f"embedding_join/{S}.manifest.json", *JOIN_READERS),
     sealed(f"embedding_index/{S}.manifest.json", "image_embeddings"),
     sealed(f"normalized_embeddings/{S}.manifest.json", "tfds_embeddings"),
+    sealed(f"image_embeddings/{S}.manifest.json", "tfds_image_embeddings"),
 )
 FORMATS = ("Parquet", "npy", "tar", "TFRecord")
 

@@ -39,8 +39,10 @@ def test_outputs_of_all_stages_never_share_a_file(tmp_path):
         layout.tfds_images(shard),
         layout.embedding_index(EmbeddingShardId(7)),
         layout.image_embeddings(shard),
+        layout.tfds_image_embeddings(shard),
         layout.dataset("images"),
         layout.dataset("embeddings"),
+        layout.dataset("image_embeddings"),
         layout.catalog(),
         layout.dataset_report(),
     ]

@@ -93,3 +93,10 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     settings = Settings.load(write(tmp_path, '[raw]\nsource = ["a", "b"]\n'))
     with pytest.raises(SettingsError, match="rename one"):
         settings.raw_files()
+
+
+def test_pictures_with_vectors_are_made_only_if_asked_for(tmp_path, monkeypatch):
+    assert Settings.load().tfds.image_embeddings is False
+    assert Settings.load(write(tmp_path, "[tfds]\nimage_embeddings = true\n")).tfds.image_embeddings is True
+    monkeypatch.setenv("LAION_TFDS__IMAGE_EMBEDDINGS", "0")
+    assert Settings.load(tmp_path / "laion.toml").tfds.image_embeddings is False

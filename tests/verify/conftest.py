@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 import pytest
-from tfds_datasets import Dataset, publish_embeddings, publish_images
+from tfds_datasets import Dataset, publish_embeddings, publish_image_embeddings, publish_images
 
 from laion_assets.layout import Layout
 
@@ -32,3 +32,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The config ``embeddings`` in TFRecords; only to be read."""
     return publish_embeddings(Layout(tmp_path_factory.mktemp("embeddings")), 512)
+
+
+@pytest.fixture(scope="session")
+def image_embeddings(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The config ``image_embeddings`` in TFRecords; only to be read."""
+    return publish_image_embeddings(Layout(tmp_path_factory.mktemp("image_embeddings")), 512)

@@ -1,4 +1,4 @@
-"""Rules of what readers see: the two TFDS data sets, the catalog and the report."""
+"""Rules of what readers see: the TFDS data sets, the catalog and the report."""
 
 from __future__ import annotations
 
@@ -234,6 +234,7 @@ def _dataset_rules(config: tfds.Config) -> tuple[Rule, ...]:
 DATASET_RULES: Final = (
     *_dataset_rules("images"),
     *_dataset_rules("embeddings"),
+    *_dataset_rules("image_embeddings"),
     Rule(
         name="views_hold_the_rows",
         stage="catalog",

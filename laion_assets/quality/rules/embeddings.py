@@ -20,6 +20,7 @@ from laion_assets.formats.publish import require
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.quality.rules.images import NSFW_SQL, SIMILARITY_SQL, URL_SQL
 from laion_assets.quality.rules.rule import Offences, Query, RowStream, Rule, Subject, Verdict, stored_rows
+from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
@@ -147,22 +148,16 @@ def _join_rows(subject: Subject) -> Verdict:
 def _cosines_match(subject: Subject) -> Verdict:
     """The best test of alignment: vectors of another row have another cosine."""
     path = subject.layout.embedding_join(subject.embedding_shard).only
-    offences = Offences()
-    differences: list[npt.NDArray[np.float64]] = []
+    compared = CosineComparison(subject.thresholds)
     rows = 0
     for found in read_vectors(path, embedding_join, ("key", "similarity", "cosine")):
         cosine, bad = cosines(found.images, found.texts)
         similarity = found.rows["similarity"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        compared.add(found.rows["key"], similarity, cosine, bad)
         with np.errstate(invalid="ignore"):
-            usable = ~bad & (similarity >= 0) & (similarity <= 1 + SIMILARITY_TOLERANCE)
-            difference = np.abs(cosine.astype(np.float64) - similarity)
-            off = np.flatnonzero(usable & (difference > subject.thresholds.cosine_far))
             recorded = found.rows["cosine"].to_numpy(zero_copy_only=False)
             # With ~, so that a NaN on one side only counts too.
             stale = np.flatnonzero(~bad & ~(np.abs(recorded - cosine) <= _COSINE_ROUNDING))
-        for row in off.tolist():
-            detail = f"cosine {cosine[row]:.4f}, similarity {similarity[row]:.4f}"
-            offences.add(found.rows["key"][row], detail)
         if len(stale):
             row = int(stale[0])
             raise CorruptParquet(
@@ -171,25 +166,54 @@ def _cosines_match(subject: Subject) -> Verdict:
                 found=f"{recorded[row]:.4f}",
                 remedy="Delete its manifest to have it made again.",
             )
-        differences.append(difference[usable])
         rows += len(cosine)
-    return _verdict_on_differences(subject, offences, np.concatenate([*differences, np.empty(0)]), rows)
+    return compared.verdict()
 
 
-def _verdict_on_differences(
-    subject: Subject, offences: Offences, differences: npt.NDArray[np.float64], rows: int
-) -> Verdict:
-    compared = len(differences)
-    median = float(np.median(differences)) if compared else 0.0
-    share = offences.count / compared if compared else 0.0
-    limits = subject.thresholds
-    return Verdict(
-        passed=median <= limits.cosine_median_difference and share <= limits.cosine_far_share,
-        offending=offences.count,
-        rows=rows,
-        examples=offences.examples,
-        figures={"compared": compared, "median_difference": round(median, 6), "far_share": round(share, 6)},
-    )
+class CosineComparison:
+    """Cosines held against the similarities that were recorded, of which a few may be far off."""
+
+    def __init__(self, limits: Thresholds) -> None:
+        self._limits = limits
+        self._offences = Offences()
+        self._differences = [np.empty(0)]
+        self._rows = 0
+
+    def add(
+        self,
+        keys: Sequence[object],
+        similarity: npt.NDArray[np.float64],
+        cosine: npt.NDArray[np.float32],
+        bad: npt.NDArray[np.bool_],
+    ) -> None:
+        """Compare rows; those without a similarity, or without a cosine (``bad``), are passed over."""
+        with np.errstate(invalid="ignore"):
+            usable = ~bad & (similarity >= 0) & (similarity <= 1 + SIMILARITY_TOLERANCE)
+            difference = np.abs(cosine.astype(np.float64) - similarity)
+            off = np.flatnonzero(usable & (difference > self._limits.cosine_far))
+        for row in off.tolist():
+            self._offences.add(keys[row], f"cosine {cosine[row]:.4f}, similarity {similarity[row]:.4f}")
+        self._differences.append(difference[usable])
+        self._rows += len(cosine)
+
+    def verdict(self) -> Verdict:
+        """Whether vectors and similarities belong together."""
+        differences = np.concatenate(self._differences)
+        compared = len(differences)
+        median = float(np.median(differences)) if compared else 0.0
+        share = self._offences.count / compared if compared else 0.0
+        limits = self._limits
+        return Verdict(
+            passed=median <= limits.cosine_median_difference and share <= limits.cosine_far_share,
+            offending=self._offences.count,
+            rows=self._rows,
+            examples=self._offences.examples,
+            figures={
+                "compared": compared,
+                "median_difference": round(median, 6),
+                "far_share": round(share, 6),
+            },
+        )
 
 
 # -- normalized_embeddings ------------------------------------------------------------------------

@@ -190,15 +190,20 @@ def _what_is_wrong(row: Mapping[str, Any], tar: int) -> str | None:
     if (found := hashlib.sha256(body).hexdigest()) != row["image_sha256"]:
         return f"sha256 is {found}, not {row['image_sha256']}"
     try:
-        return _what_is_wrong_with_picture(row, body)
+        return what_is_wrong_with_picture(body, row["width"], row["height"])
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
         return f"cannot be decoded: {type(error).__name__}: {error}"
 
 
-def _what_is_wrong_with_picture(row: Mapping[str, Any], body: bytes) -> str | None:
+def what_is_wrong_with_picture(body: bytes, width: int, height: int) -> str | None:
+    """Why a picture, decoded in full, is none of this size and of three channels; None if it is.
+
+    Raises:
+        Exception: of one of Pillow's many kinds, if it cannot be decoded.
+    """
     with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
-        if picture.size != (row["width"], row["height"]):
-            return f"{picture.width} x {picture.height} pixels, not {row['width']} x {row['height']}"
+        if picture.size != (width, height):
+            return f"{picture.width} x {picture.height} pixels, not {width} x {height}"
         # Asked before anything is decoded: shards made elsewhere may hold any size.
         if picture.width * picture.height > MAX_PIXELS:
             return f"{picture.width} x {picture.height} pixels are too many to decode"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,16 +14,21 @@ import pyarrow as pa
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Manifest, require
 from laion_assets.formats.records import read_records
-from laion_assets.formats.tfds import Features, decode_example
-from laion_assets.quality.rules.embeddings import read_vectors
-from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict
+from laion_assets.formats.tfds import features as features_of
+from laion_assets.formats.tfds_examples import Features, decode_example
+from laion_assets.picture_header import read_header
+from laion_assets.quality.rules.embeddings import CosineComparison, read_vectors
+from laion_assets.quality.rules.images import what_is_wrong_with_picture
+from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, spread
 from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
     VECTOR_COLUMNS,
     NsfwTag,
     embedding_join,
+    image_embeddings,
 )
+from laion_assets.vectors import as_float16, cosines
 
 _BATCH_ROWS: Final = 4096
 _SHOWN_CHARACTERS: Final = 60
@@ -57,7 +62,7 @@ def _vectors_differ(row: Mapping[str, Any], features: Features) -> str | None:
         expected = row[name].astype(np.float32)
         found = _floats(features, name)
         if found.tobytes() != expected.tobytes():
-            return f"{name} is not that of row {row['row']} of the join"
+            return f"{name} is another than its row's"
     return None
 
 
@@ -80,6 +85,105 @@ def _rows_with_vectors(subject: Subject) -> Iterator[dict[str, Any]]:
             continue
         at = row["row"] - first
         yield row | {"image_embedding": held.images[at], "text_embedding": held.texts[at]}
+
+
+# -- tfds_image_embeddings ------------------------------------------------------------------------
+
+
+def _image_embeddings_read_back(subject: Subject) -> Verdict:
+    path = subject.layout.tfds_image_embeddings(subject.shard).only
+    manifest = require(subject.layout.tfds_image_embeddings(subject.shard))
+    records = read_records(path, subject.layout.file_format)
+    return _read_back(path, records, manifest, _images_with_vectors(subject), _image_or_vectors_differ)
+
+
+def _image_or_vectors_differ(row: Mapping[str, Any], features: Features) -> str | None:
+    return _image_differs(row, features) or _vectors_differ(row, features)
+
+
+def _images_with_vectors(subject: Subject) -> Iterator[dict[str, Any]]:
+    """Normalized rows that have vectors, each with the two that have its key; both files are in key order."""
+    path = subject.layout.image_embeddings(subject.shard).only
+    vectors = (
+        {"key": key, "image_embedding": image, "text_embedding": text}
+        for found in read_vectors(path, image_embeddings, ("key",))
+        for key, image, text in zip(found.rows["key"].to_pylist(), found.images, found.texts, strict=True)
+    )
+    held = next(vectors, None)
+    for row in _rows(subject.layout.normalized_table(subject.shard), NORMALIZED_IMAGES):
+        while held is not None and held["key"] < row["key"]:
+            held = next(vectors, None)
+        if held is not None and held["key"] == row["key"]:
+            yield row | held
+
+
+def _image_embeddings_accounted_for(subject: Subject) -> Verdict:
+    tables = {
+        "normalized_images": subject.layout.normalized_table(subject.shard),
+        "image_embeddings": subject.layout.image_embeddings(subject.shard).only,
+    }
+    found = {}
+    for stage, path in tables.items():
+        with parquet.open_reader(path) as reader:
+            found[stage] = reader.metadata.num_rows
+    rows, examples = found.values()
+    expected = {"rows": rows, "examples": examples, "without_vectors": rows - examples}
+    counts = require(subject.layout.tfds_image_embeddings(subject.shard)).counts
+    offences = Offences()
+    for name, count in expected.items():
+        if counts.get(name) != count:
+            offences.add(name, f"the manifest counts {counts.get(name)}, {count} follow from the tables")
+    return offences.verdict(rows=rows, figures=expected)
+
+
+def _sampled_examples_decode(subject: Subject) -> Verdict:
+    """In full by Pillow, then as TFDS's reader without TensorFlow does it."""
+    output = subject.layout.tfds_image_embeddings(subject.shard)
+    total = require(output).rows
+    width = parquet.vector_width(subject.layout.image_embeddings(subject.shard).only)
+    features = features_of("image_embeddings", width)
+    chosen = frozenset(spread(total, subject.thresholds.sampled_images))
+    offences = Offences()
+    for number, payload in enumerate(read_records(output.only, subject.layout.file_format)):
+        if number in chosen and (wrong := _what_does_not_decode(payload, features, output.only, number)):
+            offences.add(f"record {number}", wrong)
+    return offences.verdict(rows=len(chosen), figures={"examples": total})
+
+
+def _what_does_not_decode(payload: bytes, features: Any, path: Path, record: int) -> str | None:  # noqa: ANN401 (TFDS is untyped)
+    picture = _bytes(decode_example(payload, path=path, record=record), "image")
+    header = read_header(picture)
+    if header is None:
+        return "its picture is no JPEG or PNG"
+    try:
+        if wrong := what_is_wrong_with_picture(picture, header.width, header.height):
+            return wrong
+        # Its decoder may be OpenCV's, which is lenient, so Pillow's goes first.
+        features.deserialize_example_np(payload)
+    except Exception as error:  # noqa: BLE001 (TFDS and Pillow raise many kinds for what they cannot decode)
+        return f"cannot be decoded: {type(error).__name__}: {error}"
+    return None
+
+
+def _image_embeddings_match(subject: Subject) -> Verdict:
+    """Vectors that came to another row's picture have another cosine than its similarity."""
+    output = subject.layout.tfds_image_embeddings(subject.shard)
+    width = parquet.vector_width(subject.layout.image_embeddings(subject.shard).only)
+    compared = CosineComparison(subject.thresholds)
+    # Without their pictures, so that many can be looked at together.
+    examples = (
+        (f"record {number}", _float(features, "similarity"), *_vectors(features, width))
+        for number, payload in enumerate(read_records(output.only, subject.layout.file_format))
+        for features in [decode_example(payload, path=output.only, record=number)]
+    )
+    while batch := list(islice(examples, _BATCH_ROWS)):
+        names, similarities, *vectors = zip(*batch, strict=True)
+        images, texts = (as_float16(np.array(column)) for column in vectors)
+        compared.add(names, np.array(similarities), *cosines(images, texts))
+    return compared.verdict()
+
+
+# -- how a file is read back ----------------------------------------------------------------------
 
 
 def _read_back(
@@ -143,6 +247,17 @@ def _floats(features: Features, name: str) -> Any:  # noqa: ANN401 (numpy's type
     return np.array(feature.float_list.value if feature is not None else (), np.float32)
 
 
+def _vectors(features: Features, width: int) -> list[Any]:
+    """Both vectors; one that has another width has no direction that could be compared."""
+    found = [_floats(features, name) for name in VECTOR_COLUMNS]
+    return [vector if len(vector) == width else np.zeros(width, np.float32) for vector in found]
+
+
+def _float(features: Features, name: str) -> float:
+    found = _floats(features, name)
+    return float(found[0]) if len(found) == 1 else float("nan")
+
+
 def _shown(values: list[Any]) -> str:
     return ", ".join(
         repr(value.decode("utf-8", "replace")[:_SHOWN_CHARACTERS])
@@ -168,5 +283,37 @@ RECORD_RULES: Final = (
         description="Read back, record n holds the caption, labels and very vectors of row n; none lacks.",
         check=_embeddings_read_back,
         needs=("normalized_embeddings", "embedding_join"),
+    ),
+    Rule(
+        name="rows_are_accounted_for",
+        stage="tfds_image_embeddings",
+        blocking=True,
+        description="Every normalized row is an example or counted as one without vectors.",
+        check=_image_embeddings_accounted_for,
+        needs=("normalized_images", "image_embeddings"),
+    ),
+    Rule(
+        name="records_are_the_rows",
+        stage="tfds_image_embeddings",
+        blocking=True,
+        description="Read back, the records hold the rows with vectors: labels, picture, both by key.",
+        check=_image_embeddings_read_back,
+        needs=("normalized_images", "image_embeddings"),
+    ),
+    Rule(
+        name="sampled_examples_decode",
+        stage="tfds_image_embeddings",
+        blocking=True,
+        description="TFDS itself decodes examples spread over the shard, pictures and vectors.",
+        check=_sampled_examples_decode,
+        needs=("image_embeddings",),
+    ),
+    Rule(
+        name="cosines_match_similarities",
+        stage="tfds_image_embeddings",
+        blocking=True,
+        description="The cosine of an example's vectors is its similarity, where it has one.",
+        check=_image_embeddings_match,
+        needs=("image_embeddings",),
     ),
 )

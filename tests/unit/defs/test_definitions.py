@@ -32,7 +32,7 @@ def test_without_data_the_graph_is_whole(empty):
     assert "laion.toml" in graph.get(dg.AssetKey("raw_metadata")).description
 
 
-def test_lineage_leads_from_the_raw_file_to_both_datasets(empty):
+def test_lineage_leads_from_the_raw_file_to_every_dataset(empty):
     graph = empty.resolve_asset_graph()
     ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("laion400m_images"))
     assert {key.to_user_string() for key in ancestors} >= {
@@ -41,6 +41,10 @@ def test_lineage_leads_from_the_raw_file_to_both_datasets(empty):
     ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("laion400m_embeddings"))
     assert {key.to_user_string() for key in ancestors} >= {
         "embeddings", "embedding_join", "normalized_embeddings", "tfds_embeddings",
+    }  # fmt: skip
+    ancestors = graph.get_ancestor_asset_keys(dg.AssetKey("laion400m_image_embeddings"))
+    assert {key.to_user_string() for key in ancestors} >= {
+        "raw_metadata", "images", "embeddings", "image_embeddings", "tfds_image_embeddings",
     }  # fmt: skip
 
 

@@ -6,21 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from laion_assets.errors import CorruptParquet
-from laion_assets.formats import tfds
+from laion_assets.formats import tfds, tfds_examples
 from laion_assets.schema import NORMALIZED_IMAGES, NsfwTag
 
 _TEXT = st.text(max_size=300)
 _INT32 = st.integers(-(2**31), 2**31 - 1)
 _TAGS = tuple(str(tag) for tag in NsfwTag)
+_CONFIGS = get_args(tfds.Config)
 _ROW = st.fixed_dictionaries(
     {
         "caption": _TEXT,
@@ -58,46 +60,77 @@ _FLOAT16_BITS = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0
 @settings(deadline=None, max_examples=50)
 def test_an_image_example_is_what_protobuf_would_write(rows: list[tuple[dict[str, object], bytes]]) -> None:
     pictures = [picture for _, picture in rows]
-    parts = tfds.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH)
+    parts = tfds_examples.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH)
     for *payload, (row, picture) in zip(*parts, rows, strict=True):
         feature = _check(payload, row, others={"image"})
         assert list(feature["image"].bytes_list.value) == [picture]
 
 
-@given(
+_Vectors = list[tuple[dict[str, object], list[int], list[int]]]
+
+_of_vectors = given(
     rows=st.integers(1, 40).flatmap(
         lambda width: st.lists(
             st.tuples(_ROW, *[st.lists(_FLOAT16_BITS, min_size=width, max_size=width)] * 2), max_size=4
         )
     ),
 )
-@settings(
+_fifty_times = settings(
     deadline=None,
     max_examples=50,
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
-def test_an_embedding_example_is_what_protobuf_would_write(
-    rows: list[tuple[dict[str, object], list[int], list[int]]],
-) -> None:
-    images, texts = (
+
+
+def _arrays(rows: _Vectors) -> list[np.ndarray]:
+    return [
         np.array([row[place] for row in rows], np.uint16).view(np.float16).reshape(len(rows), -1)
         if rows
         else np.empty((0, 3), np.float16)
         for place in (1, 2)
+    ]
+
+
+@_of_vectors
+@_fifty_times
+def test_an_embedding_example_is_what_protobuf_would_write(rows: _Vectors) -> None:
+    images, texts = _arrays(rows)
+    (payloads,) = tfds_examples.encode_embedding_examples(
+        _batch([row for row, *_ in rows]), images, texts, _PATH
     )
-    (payloads,) = tfds.encode_embedding_examples(_batch([row for row, *_ in rows]), images, texts, _PATH)
     for payload, (row, *_), *vectors in zip(payloads, rows, images, texts, strict=True):
         feature = _check([payload], row, others={"image_embedding", "text_embedding"})
-        for name, vector in zip(("image_embedding", "text_embedding"), vectors, strict=True):
-            read = np.array(feature[name].float_list.value).astype(np.float16)
-            assert read.tobytes() == vector.tobytes()
+        _check_vectors(feature, vectors)
 
 
-def _check(payload: list[bytes], row: dict[str, object], others: set[str]) -> tfds.Features:
+@_of_vectors
+@_fifty_times
+def test_an_example_of_picture_and_vectors_is_what_protobuf_would_write(rows: _Vectors) -> None:
+    images, texts = _arrays(rows)
+    pictures = [bytes(length) + b"picture" for length in range(len(rows))]
+    parts = tfds_examples.encode_image_embedding_examples(
+        _batch([row for row, *_ in rows]), pictures, images, texts, _PATH
+    )
+    for *payload, picture, (row, *_), image, text in zip(*parts, pictures, rows, images, texts, strict=True):
+        feature = _check(payload, row, others={"image", "image_embedding", "text_embedding"})
+        assert list(feature["image"].bytes_list.value) == [picture]
+        _check_vectors(feature, [image, text])
+
+
+def _check_vectors(feature: tfds_examples.Features, vectors: list[np.ndarray]) -> None:
+    for name, vector in zip(("image_embedding", "text_embedding"), vectors, strict=True):
+        read = np.array(feature[name].float_list.value).astype(np.float16)
+        assert read.tobytes() == vector.tobytes()
+
+
+def _check(payload: list[bytes], row: dict[str, object], others: set[str]) -> tfds_examples.Features:
     encoded = b"".join(payload)
     example = tf_example_pb2.Example.FromString(encoded)
-    assert example.SerializeToString(deterministic=True) == encoded
     feature = example.features.feature
+    # Not deterministically: protobuf's fast implementation has "image" after "image_embedding" then.
+    in_order = [tf_feature_pb2.Features(feature={name: feature[name]}) for name in sorted(feature)]
+    entries = b"".join(entry.SerializeToString() for entry in in_order)
+    assert encoded == example.SerializeToString()[: -len(entries)] + entries
     assert set(feature) == set(row) | others
     for name in ("caption", "license", "url"):
         assert list(feature[name].bytes_list.value) == [row[name].encode()]
@@ -108,19 +141,21 @@ def _check(payload: list[bytes], row: dict[str, object], others: set[str]) -> tf
     return feature
 
 
-@pytest.mark.parametrize("config", ["images", "embeddings"])
+@pytest.mark.parametrize("config", _CONFIGS)
 def test_tfds_own_parser_and_serializer_agree(config: tfds.Config) -> None:
     # TFDS's serializer, where no TensorFlow is needed, on the same values.
     from tensorflow_datasets.core import example_serializer
 
-    features, values = tfds.features(config), _PLAIN
-    vectors = np.linspace(-1, 1, 512, dtype=np.float16)[None]
+    features, rows = tfds.features(config), _batch([_PLAIN])
+    picture, vectors = b"\xff\xd8 any bytes", np.linspace(-1, 1, 512, dtype=np.float16)[None]
+    values = _PLAIN | {"image": picture, "image_embedding": vectors[0], "text_embedding": -vectors[0]}
+    values = {name: values[name] for name in features}
     if config == "images":
-        values = _PLAIN | {"image": b"\xff\xd8 any bytes"}
-        parts = tfds.encode_image_examples(_batch([_PLAIN]), [b"\xff\xd8 any bytes"], _PATH)
+        parts = tfds_examples.encode_image_examples(rows, [picture], _PATH)
+    elif config == "embeddings":
+        parts = tfds_examples.encode_embedding_examples(rows, vectors, -vectors, _PATH)
     else:
-        values = _PLAIN | {"image_embedding": vectors[0], "text_embedding": -vectors[0]}
-        parts = tfds.encode_embedding_examples(_batch([_PLAIN]), vectors, -vectors, _PATH)
+        parts = tfds_examples.encode_image_embedding_examples(rows, [picture], vectors, -vectors, _PATH)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     theirs = serializer.serialize_example(features.encode_example(values))
     parsed = tf_example_pb2.Example.FromString(b"".join(part for (part,) in parts))
@@ -134,7 +169,7 @@ def test_labels_follow_tfds_order() -> None:
 def test_an_unknown_tag_is_refused() -> None:
     rows = _batch([_PLAIN, _PLAIN | {"nsfw": "unsure"}])
     with pytest.raises(CorruptParquet, match=r"a\.parquet: expected nsfw to be one of .* found 'unsure'"):
-        tfds.encode_image_examples(rows, [b"", b""], _PATH)
+        tfds_examples.encode_image_examples(rows, [b"", b""], _PATH)
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
@@ -150,7 +185,7 @@ def test_shard_names_are_tfds_own(shard_count: int, file_format: str) -> None:
         assert tfds.shard_file_name(shard, shard_count, file_format) == expected
 
 
-@pytest.mark.parametrize("config", ["images", "embeddings"])
+@pytest.mark.parametrize("config", _CONFIGS)
 def test_metadata_is_byte_stable_and_complete(tmp_path: Path, config: tfds.Config) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -164,9 +199,22 @@ def test_metadata_is_byte_stable_and_complete(tmp_path: Path, config: tfds.Confi
     assert (split["name"], split["shardLengths"], split["numBytes"]) == ("train", ["0", "3", "0"], "99")
     assert (folders[0] / "nsfw.labels.txt").read_text().split() == [str(tag) for tag in NsfwTag]
     shape = json.loads((folders[0] / "features.json").read_text())["featuresDict"]["features"]
-    assert ("image" in shape) == (config == "images")
-    if config == "embeddings":
+    assert ("image" in shape) == (config != "embeddings")
+    assert ("image_embedding" in shape) == ("text_embedding" in shape) == (config != "images")
+    if config != "images":
         assert shape["text_embedding"]["tensor"]["shape"]["dimensions"] == ["8"]
+
+
+def test_the_third_config_has_the_features_of_the_others(tmp_path: Path) -> None:
+    described = {}
+    for config in _CONFIGS:
+        folder = tmp_path / config
+        folder.mkdir()
+        tfds.write_metadata(folder, config, shard_lengths=[1], payload_bytes=1)
+        features = json.loads((folder / "features.json").read_text())
+        described[config] = features["featuresDict"]["features"]
+        assert features["pythonClassName"] == "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    assert described["image_embeddings"] == described["images"] | described["embeddings"]
 
 
 def test_the_default_config_is_written_once(tmp_path: Path) -> None:
@@ -193,7 +241,7 @@ def test_no_tensorflow_is_needed(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from laion_assets.formats import tfds\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
-        "for config in ('images', 'embeddings'):\n"
+        "for config in ('images', 'embeddings', 'image_embeddings'):\n"
         "    tfds.write_metadata(Path(sys.argv[1]), config, shard_lengths=[1], payload_bytes=1)\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], check=True)

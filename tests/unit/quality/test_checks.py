@@ -41,6 +41,7 @@ def flip_bytes(path):
         ("tfds_images", str(SHARD), lambda layout: layout.tfds_images(SHARD).only),
         ("embedding_join", str(VECTORS), lambda layout: layout.embedding_join(VECTORS).only),
         ("tfds_embeddings", str(VECTORS), lambda layout: layout.tfds_embeddings(VECTORS).only),
+        ("tfds_image_embeddings", str(SHARD), lambda layout: layout.tfds_image_embeddings(SHARD).only),
         ("shard_plan", "shard_plan", lambda layout: layout.shard_plan().only),
         ("embeddings", str(VECTORS), lambda layout: layout.embeddings(VECTORS).only),
     ],

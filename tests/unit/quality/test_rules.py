@@ -1,5 +1,6 @@
 """Every rule on a data root in which it holds, and on one in which it does not."""
 
+import copy
 import json
 import re
 import struct
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from quality_inputs import LENIENT, PART, SHARDS, VECTORS, copy_root, jpeg, shared_root
+from tensorflow_datasets.proto import tf_example_pb2
 
 from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.digest_index import open_index, write_index
@@ -247,6 +249,63 @@ def _(root):
     root.rewrite(root.layout.tfds_embeddings(VECTORS), f"{VECTORS}.tfrecord", change_vector)
 
 
+def spoil_records(root, change):
+    """Change the payloads of the pictures with vectors, in place."""
+
+    def changed(path):
+        payloads = list(tfrecord.read_records(path))
+        change(payloads)
+        tfrecord.write_records(path, [(payloads,)])
+
+    root.rewrite(root.layout.tfds_image_embeddings(SHARD), f"{SHARD}.tfrecord", changed)
+
+
+def spoil_examples(root, change):
+    """As above, of the examples parsed."""
+
+    def change_payloads(payloads):
+        examples = [tf_example_pb2.Example.FromString(payload) for payload in payloads]
+        change([example.features.feature for example in examples])
+        payloads[:] = [example.SerializeToString(deterministic=True) for example in examples]
+
+    spoil_records(root, change_payloads)
+
+
+def move_on(features, *names):
+    """Give each example what the next one has under these names."""
+    for name in names:
+        values = [copy.deepcopy(feature[name]) for feature in features]
+        for feature, value in zip(features, [*values[1:], values[0]], strict=True):
+            feature[name].CopyFrom(value)
+
+
+@bad("tfds_image_embeddings", "rows_are_accounted_for")
+def _(root):
+    output = root.layout.tfds_image_embeddings(SHARD)
+    root.rewrite(output, output.only.name, lambda path: None, without_vectors=1)
+
+
+@bad("tfds_image_embeddings", "records_are_the_rows")
+def _(root):
+    # Both vectors, so that the cosine is still that of a pair.
+    spoil_examples(root, lambda features: move_on(features, "image_embedding", "text_embedding"))
+
+
+@bad("tfds_image_embeddings", "sampled_examples_decode")
+def _(root):
+    def cut(features):
+        for feature in features:
+            picture = feature["image"].bytes_list.value
+            picture[0] = picture[0][: len(picture[0]) // 2]
+
+    spoil_examples(root, cut)
+
+
+@bad("tfds_image_embeddings", "cosines_match_similarities")
+def _(root):
+    spoil_examples(root, lambda features: move_on(features, "text_embedding"))
+
+
 def spoil_info(root, config, **changes):
     path = root.layout.tfds_version(config) / "dataset_info.json"
     info = json.loads(path.read_text())
@@ -264,6 +323,11 @@ def _(root):
 @bad("laion400m_embeddings", "shards_are_those_published")
 def _(root):
     return spoil_info(root, "embeddings", numBytes="1")
+
+
+@bad("laion400m_image_embeddings", "shards_are_those_published")
+def _(root):
+    return spoil_info(root, "image_embeddings", shardLengths=["16", "17"])
 
 
 def cut_record(root, config):
@@ -284,6 +348,11 @@ def _(root):
     return cut_record(root, "embeddings")
 
 
+@bad("laion400m_image_embeddings", "records_are_as_many")
+def _(root):
+    return cut_record(root, "image_embeddings")
+
+
 @bad("laion400m_images", "shards_are_current")
 def _(root):
     output = root.layout.tfds_images(ShardId(2))
@@ -295,6 +364,12 @@ def _(root):
 def _(root):
     root.layout.tfds_embeddings(VECTORS).manifest.unlink()
     return "laion400m_embeddings"
+
+
+@bad("laion400m_image_embeddings", "shards_are_current")
+def _(root):
+    root.layout.tfds_image_embeddings(SHARD).manifest.unlink()
+    return "laion400m_image_embeddings"
 
 
 @bad("embeddings", "files_are_those_checked")
