@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from laion_assets.errors import SettingsError
 from laion_assets.formats.durable import write_durably
 from laion_assets.formats.publish import require
 from laion_assets.formats.records import read_records
+from laion_assets.formats.tfds import Config
 from laion_assets.formats.tfds_examples import decode_example
-from laion_assets.layout import Layout, ShardId
+from laion_assets.layout import DATASET_NAME, Layout, ShardId
 from laion_assets.outcomes import count_failures
 from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES
@@ -128,8 +129,9 @@ def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.
 
 def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
     data_dir, settings_file = _shown(layout.tfds_data_dir), _shown(folder / SETTINGS_FILE)
+    made = [f"{DATASET_NAME}/{config}" for config in get_args(Config) if layout.tfds_version(config).exists()]
     for line in (
-        f"The datasets laion400m/images, embeddings and image_embeddings are in {data_dir}. To load one:",
+        f"The datasets {', '.join(made)} are in {data_dir}. To load one:",
         "",
         "  import tensorflow_datasets as tfds",
         f"  dataset = tfds.load('laion400m/images', split='train', data_dir='{data_dir}')",

@@ -137,7 +137,7 @@ def _image_embeddings_accounted_for(subject: Subject) -> Verdict:
 
 
 def _sampled_examples_decode(subject: Subject) -> Verdict:
-    """In full by Pillow, then as TFDS's reader without TensorFlow does it."""
+    """Pictures in full by Pillow, and the rest by TFDS's own reader."""
     output = subject.layout.tfds_image_embeddings(subject.shard)
     total = require(output).rows
     width = parquet.vector_width(subject.layout.image_embeddings(subject.shard).only)
@@ -151,6 +151,8 @@ def _sampled_examples_decode(subject: Subject) -> Verdict:
 
 
 def _what_does_not_decode(payload: bytes, features: Any, path: Path, record: int) -> str | None:  # noqa: ANN401 (TFDS is untyped)
+    from tensorflow_datasets.core.decode import SkipDecoding
+
     picture = _bytes(decode_example(payload, path=path, record=record), "image")
     header = read_header(picture)
     if header is None:
@@ -158,8 +160,8 @@ def _what_does_not_decode(payload: bytes, features: Any, path: Path, record: int
     try:
         if wrong := what_is_wrong_with_picture(picture, header.width, header.height):
             return wrong
-        # Its decoder may be OpenCV's, which is lenient, so Pillow's goes first.
-        features.deserialize_example_np(payload)
+        # Where OpenCV is installed, TFDS has it decode pictures, and it passes over what they lack.
+        features.deserialize_example_np(payload, decoders={"image": SkipDecoding()})
     except Exception as error:  # noqa: BLE001 (TFDS and Pillow raise many kinds for what they cannot decode)
         return f"cannot be decoded: {type(error).__name__}: {error}"
     return None
@@ -304,7 +306,7 @@ RECORD_RULES: Final = (
         name="sampled_examples_decode",
         stage="tfds_image_embeddings",
         blocking=True,
-        description="TFDS itself decodes examples spread over the shard, pictures and vectors.",
+        description="Examples spread over the shard are decoded, their labels and vectors by TFDS itself.",
         check=_sampled_examples_decode,
         needs=("image_embeddings",),
     ),
