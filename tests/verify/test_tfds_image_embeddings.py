@@ -74,6 +74,9 @@ def _builder(dataset: Dataset, way: str) -> Any:
     builders = {
         "by name": lambda: tfds.builder(_NAME, data_dir=data_dir),
         "by name and version": lambda: tfds.builder(f"{_NAME}:1.0.0", data_dir=data_dir),
+        "by its config's name": lambda: tfds.builder(
+            "laion400m", config="image_embeddings", data_dir=data_dir
+        ),
         "without the bucket": lambda: tfds.builder(_NAME, data_dir=data_dir, try_gcs=False),
         "from files": lambda: tfds.core.read_only_builder.builder_from_files(_NAME, data_dir=data_dir),
         "from directory": lambda: tfds.builder_from_directory(
@@ -84,7 +87,15 @@ def _builder(dataset: Dataset, way: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "way", ["by name", "by name and version", "without the bucket", "from files", "from directory"]
+    "way",
+    [
+        "by name",
+        "by name and version",
+        "by its config's name",
+        "without the bucket",
+        "from files",
+        "from directory",
+    ],
 )
 def test_pictures_and_vectors_are_what_went_in(image_embeddings: Dataset, way: str) -> None:
     import tensorflow_datasets as tfds
@@ -100,10 +111,26 @@ def test_pictures_and_vectors_are_what_went_in(image_embeddings: Dataset, way: s
     _check(list(tfds.as_numpy(raw)), image_embeddings)
 
 
-def test_the_official_class_does_not_know_it() -> None:
+def test_the_official_class_does_not_know_it(image_embeddings: Dataset) -> None:
     import tensorflow_datasets as tfds
 
-    assert sorted(tfds.builder_cls("laion400m").builder_configs) == ["embeddings", "images"]
+    official = tfds.builder_cls("laion400m")
+    assert sorted(official.builder_configs) == ["embeddings", "images"]
+    data_dir = _data_dir(image_embeddings)
+    with pytest.raises(ValueError, match="BuilderConfig image_embeddings not found"):
+        official(config="image_embeddings", data_dir=data_dir)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        tfds.load(_NAME, split="train", data_dir=data_dir, builder_kwargs={"another": 1})
+
+
+def test_as_a_data_frame(image_embeddings: Dataset) -> None:
+    import tensorflow_datasets as tfds
+
+    loaded, info = tfds.load(_NAME, split="train", data_dir=_data_dir(image_embeddings), with_info=True)
+    frame = tfds.as_dataframe(loaded.take(3), info)
+    assert sorted(frame.columns) == sorted(info.features)
+    for _, line in frame.iterrows():
+        assert line["caption"] == image_embeddings.rows[line["url"].decode()].caption.encode()
 
 
 def test_load_by_name(image_embeddings: Dataset) -> None:
