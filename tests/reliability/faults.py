@@ -137,10 +137,11 @@ def run(strace: str, folder: Path, scenarios: Sequence[Scenario], *, most: int |
 
 
 def spread(faults: Sequence[Fault], most: int) -> list[Fault]:
-    """Each kind of fault at each sort of call, and beside that as even a choice as there is room for."""
+    """Each kind of fault at each sort of call and in each scenario, and an even choice of the others."""
     # Of the calls of one name to one file, which are often a file's many writes, the one in the middle.
     files = _middles(faults, lambda fault: (fault.scenario, fault.kind, fault.call.name, fault.call.path))
-    chosen = _middles(files, lambda fault: (fault.kind, fault.call.name))
+    of_calls = _middles(files, lambda fault: (fault.kind, fault.call.name))
+    chosen = dict.fromkeys([*of_calls, *_middles(files, lambda fault: (fault.scenario, fault.kind))])
     rest = [fault for fault in files if fault not in chosen]
     room = min(most - len(chosen), len(rest))
     return sorted([*chosen, *(rest[index * len(rest) // room] for index in range(room))])
