@@ -14,7 +14,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.schema import MISSING_SIMILARITY, NsfwTag, SetAside
+from laion_assets.schema import MISSING_SIMILARITY, TAG_PREFIX, NsfwTag, SetAside
 
 SIMILARITY_TOLERANCE: Final = 1e-3
 """How far above 1 a cosine may lie by rounding alone: float16 vectors are normalized to no better."""
@@ -25,7 +25,6 @@ MAX_TAGS_NAMED: Final = 20
 # Tags are foreign text and names of counts are shown to people: only short, plain words are named.
 _PLAIN_TAG: Final = re.compile(r"[A-Za-z0-9 _.?+-]{0,40}")
 _OTHER_TAG: Final = "other"
-_NSFW_PREFIX: Final = "nsfw:"
 
 _KEPT_TAGS: Final = tuple(str(tag) for tag in NsfwTag)
 
@@ -131,7 +130,7 @@ def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         total.update(part)
     other = _mapping_name(None, lumped=True)
     fixed = (other, _mapping_name(None))
-    named = [name for name in total if name.startswith(_NSFW_PREFIX) and name not in fixed]
+    named = [name for name in total if name.startswith(TAG_PREFIX) and name not in fixed]
     # The most frequent first, and of equals the first by name, so that the choice is the same each time.
     for name in sorted(named, key=lambda name: (-total[name], name))[MAX_TAGS_NAMED:]:
         total[other] += total.pop(name)
@@ -143,7 +142,7 @@ def _mapping_name(tag: str | None, *, lumped: bool = False) -> str:
         found = _OTHER_TAG if lumped else "null"
     else:
         found = f"'{tag}'" if _PLAIN_TAG.fullmatch(tag) else _OTHER_TAG
-    return f"{_NSFW_PREFIX}{found} -> {NsfwTag.UNTAGGED}"
+    return f"{TAG_PREFIX}{found} -> {NsfwTag.UNTAGGED}"
 
 
 def _as(values: pa.Array, type_: pa.DataType) -> pa.Array:

@@ -26,6 +26,10 @@ class NsfwTag(StrEnum):
     UNTAGGED = "UNTAGGED"
 
 
+TAG_PREFIX: Final = "nsfw:"
+"""What precedes a tag where a manifest counts the rows of each."""
+
+
 Digest = Literal["sha256", "md5", "sha512"]
 """Digests of bodies, as img2dataset and hashlib name them."""
 
@@ -44,6 +48,10 @@ class SetAside(StrEnum):
     NOT_THREE_CHANNELS = "not_three_channels"
     WRONG_SIZE = "wrong_size"
     BAD_VECTOR = "bad_vector"
+
+
+SET_ASIDE_PREFIX: Final = "set_aside:"
+"""What precedes a reason where a manifest counts the rows of each."""
 
 
 def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool = True) -> pa.Field:

@@ -111,6 +111,11 @@ def encode_embedding_examples(
     return (_joined([head, *body]).to_pylist(),)
 
 
+def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
+    """How many examples have which tag, each of the four by its name in a manifest."""
+    return {f"{TAG_PREFIX}{tag}": tags.get(tag, 0) for tag in _NSFW_TAGS}
+
+
 # -- features of many examples at once ------------------------------------------------------------
 
 

@@ -13,7 +13,13 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.normalization import merge_counts, normalize_metadata, set_aside_reasons
-from laion_assets.schema import NORMALIZED_EMBEDDINGS, ROWS_SET_ASIDE, SetAside, embedding_join
+from laion_assets.schema import (
+    NORMALIZED_EMBEDDINGS,
+    ROWS_SET_ASIDE,
+    SET_ASIDE_PREFIX,
+    SetAside,
+    embedding_join,
+)
 
 CODE_VERSION: Final = "1"
 
@@ -61,7 +67,7 @@ def _normalize(path: Path, table: Path, aside: Path) -> dict[str, int]:
             examples.write_batch(converted)
             set_aside.write_batch(refused)
             tally = {"rows": len(rows), "examples": len(converted), "set_aside": len(refused)}
-            named = Counter(f"set_aside:{reason}" for reason in refused["reason"].to_pylist())
+            named = Counter(f"{SET_ASIDE_PREFIX}{reason}" for reason in refused["reason"].to_pylist())
             counts = [merge_counts([*counts, mapped, tally, named])]
     return counts[0]
 

@@ -30,7 +30,7 @@ from laion_assets.normalization import normalize_metadata, set_aside_reasons
 from laion_assets.outcomes import Status
 from laion_assets.picture_header import read_header
 from laion_assets.placed_images import PLACED
-from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SetAside
+from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SET_ASIDE_PREFIX, SetAside
 
 CODE_VERSION: Final = "2"
 
@@ -105,7 +105,7 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     accepted = succeeded.filter(pa.array([isinstance(verdict, _Picture) for verdict in verdicts], pa.bool_()))
     examples, counts = _examples(accepted, [found for found in verdicts if isinstance(found, _Picture)])
     set_aside = _set_aside(succeeded["key"].to_pylist(), verdicts)
-    counts |= Counter(f"set_aside:{reason}" for reason in set_aside["reason"].to_pylist())
+    counts |= Counter(f"{SET_ASIDE_PREFIX}{reason}" for reason in set_aside["reason"].to_pylist())
     counts["rows"] = rows.num_rows
     counts["failed"] = rows.num_rows - succeeded.num_rows
     counts["set_aside"] = set_aside.num_rows

@@ -19,7 +19,7 @@ from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import set_aside_reasons
 from laion_assets.plan import RowRange, ShardPlan
-from laion_assets.schema import RAW, SAMPLES
+from laion_assets.schema import RAW, SAMPLES, SET_ASIDE_PREFIX
 
 CODE_VERSION: Final = "1"
 
@@ -78,7 +78,7 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
             table = table.append_column(field, column)
         parquet.write_table(draft.only, table, pa.schema([*SAMPLES, *further.schema]))
         counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
-        counts = {f"set_aside:{entry['values']}": entry["counts"] for entry in counted}
+        counts = {f"{SET_ASIDE_PREFIX}{entry['values']}": entry["counts"] for entry in counted}
         counts["set_aside"] = sum(counts.values())
         counts["asked_for"] = table.num_rows - counts["set_aside"]
         return Tally(rows=table.num_rows, counts=counts)

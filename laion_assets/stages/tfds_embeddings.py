@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,7 +23,8 @@ _REMEDY: Final = "Materialize normalized_embeddings again."
 def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = EMBEDDING_WIDTH) -> Manifest:
     """Publish one example for each row of the shard's normalized table, in its order.
 
-    Counts: ``examples``, and ``payload_bytes`` as TFDS counts bytes, without the records' framing.
+    Counts: ``examples``, those of each NSFW tag, and ``payload_bytes`` as TFDS counts bytes, without the
+    records' framing.
 
     Args:
         shard: the embedding shard.
@@ -44,19 +46,22 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
     )
 
     def write(draft: Draft) -> Tally:
-        written = records.write_records(draft.only, _examples(shard, layout, width), layout.file_format)
+        tags: Counter[str] = Counter()
+        examples = _examples(shard, layout, width, tags)
+        written = records.write_records(draft.only, examples, layout.file_format)
         counts = {"examples": written.records, "payload_bytes": written.payload_bytes}
-        return Tally(rows=written.records, counts=counts)
+        return Tally(rows=written.records, counts=counts | tfds_examples.tag_counts(tags))
 
     reads = [layout.normalized_embeddings(shard), layout.embedding_join(shard)]
     return publish(layout.tfds_embeddings(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: EmbeddingShardId, layout: Layout, width: int) -> Iterator[Payloads]:
+def _examples(shard: EmbeddingShardId, layout: Layout, width: int, tags: Counter[str]) -> Iterator[Payloads]:
     normalized = layout.normalized_embeddings_table(shard)
     joined = VectorRows(
         layout.embedding_join(shard).only, embedding_join, width, asked_by=normalized, remedy=_REMEDY
     )
     for rows in parquet.read_batches(normalized, NORMALIZED_EMBEDDINGS, batch_rows=_ROWS_AT_A_TIME):
         vectors = joined.take(rows["row"].to_numpy(), rows["key"])
+        tags.update(rows["nsfw"].to_pylist())
         yield tfds_examples.encode_embedding_examples(rows, vectors.images, vectors.texts, normalized)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -26,8 +27,8 @@ _REMEDY: Final = "Materialize image_embeddings again."
 def write_tfds_image_embeddings(shard: ShardId, layout: Layout, width: int = EMBEDDING_WIDTH) -> Manifest:
     """Publish one example for each row of the shard's normalized table that has vectors, in its order.
 
-    Counts: ``rows``, those of the normalized table, which is ``examples + without_vectors``; and
-    ``payload_bytes`` as TFDS counts bytes, without the records' framing.
+    Counts: ``rows``, those of the normalized table, which is ``examples + without_vectors``; the
+    examples of each NSFW tag; and ``payload_bytes`` as TFDS counts bytes, without the records' framing.
 
     Args:
         shard: the image shard.
@@ -56,7 +57,8 @@ def write_tfds_image_embeddings(shard: ShardId, layout: Layout, width: int = EMB
 
     def write(draft: Draft) -> Tally:
         places = _places(shard, layout, width)
-        examples = _examples(shard, layout, width, places)
+        tags: Counter[str] = Counter()
+        examples = _examples(shard, layout, width, places, tags)
         written = records.write_records(draft.only, examples, layout.file_format)
         counts = {
             "rows": len(places),
@@ -64,7 +66,7 @@ def write_tfds_image_embeddings(shard: ShardId, layout: Layout, width: int = EMB
             "without_vectors": places.null_count,
             "payload_bytes": written.payload_bytes,
         }
-        return Tally(rows=written.records, counts=counts)
+        return Tally(rows=written.records, counts=counts | tfds_examples.tag_counts(tags))
 
     reads = [layout.normalized_images(shard), layout.images(shard), layout.image_embeddings(shard)]
     return publish(layout.tfds_image_embeddings(shard), recipe, write, reads=reads)
@@ -92,7 +94,9 @@ def _places(shard: ShardId, layout: Layout, width: int) -> pa.Array:
     return places
 
 
-def _examples(shard: ShardId, layout: Layout, width: int, places: pa.Array) -> Iterator[Payloads]:
+def _examples(
+    shard: ShardId, layout: Layout, width: int, places: pa.Array, tags: Counter[str]
+) -> Iterator[Payloads]:
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     path = layout.image_embeddings(shard).only
     joined = VectorRows(path, image_embeddings, width, asked_by=path, remedy=_REMEDY)
@@ -105,6 +109,7 @@ def _examples(shard: ShardId, layout: Layout, width: int, places: pa.Array) -> I
             if not len(rows):
                 continue
             vectors = joined.take(places_of_batch.drop_null().to_numpy().astype(np.int64), rows["key"])
+            tags.update(rows["nsfw"].to_pylist())
             pictures = list(shard_pictures.read_pictures(rows, file, tar))
             yield tfds_examples.encode_image_embedding_examples(
                 rows, pictures, vectors.images, vectors.texts, table

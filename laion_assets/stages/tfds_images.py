@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,7 +19,8 @@ CODE_VERSION: Final = "1"
 def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
     """Publish one example for each row of the shard's normalized table, in its order.
 
-    Counts: ``examples``, and ``payload_bytes`` as TFDS counts bytes, without the records' framing.
+    Counts: ``examples``, those of each NSFW tag, and ``payload_bytes`` as TFDS counts bytes, without the
+    records' framing.
 
     Raises:
         MissingInput: if the shard's tar, or a normalized table made from it, is not there yet.
@@ -28,17 +30,19 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
     recipe = Recipe(code_version=CODE_VERSION, inputs=shard_pictures.require_pictures(shard, layout))
 
     def write(draft: Draft) -> Tally:
-        written = records.write_records(draft.only, _examples(shard, layout), layout.file_format)
+        tags: Counter[str] = Counter()
+        written = records.write_records(draft.only, _examples(shard, layout, tags), layout.file_format)
         counts = {"examples": written.records, "payload_bytes": written.payload_bytes}
-        return Tally(rows=written.records, counts=counts)
+        return Tally(rows=written.records, counts=counts | tfds_examples.tag_counts(tags))
 
     reads = [layout.normalized_images(shard), layout.images(shard)]
     return publish(layout.tfds_images(shard), recipe, write, reads=reads)
 
 
-def _examples(shard: ShardId, layout: Layout) -> Iterator[Payloads]:
+def _examples(shard: ShardId, layout: Layout, tags: Counter[str]) -> Iterator[Payloads]:
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     with tar.open("rb") as file:
         for rows in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=shard_pictures.AT_A_TIME):
+            tags.update(rows["nsfw"].to_pylist())
             pictures = list(shard_pictures.read_pictures(rows, file, tar))
             yield tfds_examples.encode_image_examples(rows, pictures, table)

@@ -14,6 +14,7 @@ from tfds_inputs import Row, vectors, write_embedding_inputs
 
 from laion_assets.errors import CorruptParquet, MisalignedEmbeddings, MissingInput
 from laion_assets.formats.publish import verify
+from laion_assets.formats.tfds import tag_counts
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
@@ -120,7 +121,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_shard_of_no_examples_is_an_empty_file(layout: Layout) -> None:
     write_embedding_inputs(layout, _SHARD, [], vectors(4), vectors(4), joined_keys=_keys(4))
-    assert write_tfds_embeddings(_SHARD, layout).counts == {"examples": 0, "payload_bytes": 0}
+    counts = write_tfds_embeddings(_SHARD, layout).counts
+    assert counts == {"examples": 0, "payload_bytes": 0, **tag_counts({})}
     assert layout.tfds_embeddings(_SHARD).only.read_bytes() == b""
 
 

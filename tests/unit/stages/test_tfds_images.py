@@ -13,6 +13,7 @@ from tfds_inputs import Row, picture, write_image_inputs
 
 from laion_assets.errors import CorruptInput, CorruptParquet, CorruptTar, MissingInput
 from laion_assets.formats.publish import verify
+from laion_assets.formats.tfds import tag_counts
 from laion_assets.formats.tfrecord import RecordsSummary, read_records
 from laion_assets.layout import Layout, ShardId
 from laion_assets.stages.tfds_images import write_tfds_images
@@ -78,7 +79,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_shard_of_no_examples_is_an_empty_file(layout: Layout) -> None:
     write_image_inputs(layout, _SHARD, [])
     manifest = write_tfds_images(_SHARD, layout)
-    assert manifest.counts == {"examples": 0, "payload_bytes": 0}
+    assert manifest.counts == {"examples": 0, "payload_bytes": 0, **tag_counts({})}
     assert layout.tfds_images(_SHARD).only.read_bytes() == b""
 
 
