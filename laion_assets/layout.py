@@ -140,16 +140,23 @@ class Layout:
         root: the folder.
         file_format: of the TFDS data sets and of the shards they are made of: what has another format has
             folders of its own, so that both can be there at once.
+        dense: whether the data sets number the shards that are there without gaps; these have folders of
+            their own, too.
     """
 
     root: Path
     file_format: FileFormat = "tfrecord"
+    dense: bool = False
 
     def _output(self, stage: str, partition: str, *names: str) -> Output:
         return Output(stage=stage, partition=partition, folder=self.root / stage, names=names)
 
     def _of_format(self, name: str) -> Path:
         return self.root / (name if self.file_format == "tfrecord" else f"{name}_{self.file_format}")
+
+    def _of_datasets(self, name: str) -> Path:
+        folder = self._of_format(name)
+        return folder.with_name(f"{folder.name}_dense") if self.dense else folder
 
     # -- the image branch -------------------------------------------------------------------------
 
@@ -267,18 +274,18 @@ class Layout:
     @property
     def tfds_data_dir(self) -> Path:
         """What users pass to TFDS as ``data_dir``."""
-        return self._of_format("tfds")
+        return self._of_datasets("tfds")
 
     def tfds_config(self, config: str) -> Path:
         """Folder of one config (``images``, ``embeddings``, ``image_embeddings``), above its version."""
         return self.tfds_data_dir / DATASET_NAME / config
 
     def tfds_version(self, config: str) -> Path:
-        """Folder that TFDS reads; swapped whole at each publication."""
+        """Folder that TFDS reads: a link to a build."""
         return self.tfds_config(config) / DATASET_VERSION
 
     def tfds_builds(self, config: str) -> Path:
-        """Folders of which ``tfds_version`` is a link to the newest."""
+        """Builds: folders of metadata and shards."""
         return self.tfds_config(config) / ".builds"
 
     @property
@@ -289,7 +296,7 @@ class Layout:
     def dataset(self, config: str) -> Output:
         """Record of the last publication of one config: which shards it holds."""
         stage = f"{DATASET_NAME}_{config}"
-        folder = self._of_format("published")
+        folder = self._of_datasets("published")
         return Output(stage=stage, partition=stage, folder=folder, names=(f"{config}.json",))
 
     def tfds_shard(self, config: str, shard: ShardId) -> Output:
@@ -300,7 +307,7 @@ class Layout:
 
     def known_shards(self, config: str) -> Path:
         """What the last publication of a config read in its shards' manifests; not needed, but quick."""
-        return self._of_format("published") / ".known" / f"{config}.parquet"
+        return self._of_datasets("published") / ".known" / f"{config}.parquet"
 
     def catalog(self) -> Output:
         """DuckDB views over every stage."""

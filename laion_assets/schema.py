@@ -10,6 +10,8 @@ from typing import Final, Literal, get_args
 
 import pyarrow as pa
 
+from laion_assets.outcomes import OUTCOME_PREFIX, Outcome
+
 # TFDS writes -1.0 where a row has no similarity (tensorflow_datasets, vision_language/laion400m).
 MISSING_SIMILARITY: Final = -1.0
 
@@ -192,7 +194,14 @@ NORMALIZED_EMBEDDINGS: Final = pa.schema(
 )
 
 
-# What a publication remembers of each shard's manifest, so as not to read it again.
+COUNTED: Final = (
+    *(f"{OUTCOME_PREFIX}{outcome}" for outcome in Outcome),
+    *(f"{SET_ASIDE_PREFIX}{reason}" for reason in SetAside),
+    *(f"{TAG_PREFIX}{tag}" for tag in NsfwTag),
+)
+"""What manifests count rows or examples by, of all that a data set adds up."""
+
+# What a publication remembers of each shard's manifests, so as not to read them again.
 KNOWN_SHARDS: Final = pa.schema(
     [
         _column("shard", pa.int64(), "number of the shard", nullable=False),
@@ -201,11 +210,17 @@ KNOWN_SHARDS: Final = pa.schema(
         _column(
             "manifest_changed_ns", pa.int64(), "when its manifest was changed, since 1970", nullable=False
         ),
+        _column("inode", pa.uint64(), "inode of its file", nullable=False),
         _column("examples", pa.int64(), "examples it holds", nullable=False),
         _column("bytes", pa.int64(), "size of its file", nullable=False),
         _column("payload_bytes", pa.int64(), "bytes of its records' payloads", nullable=False),
         _column("data_version", pa.string(), "of its file", nullable=False),
         _column("settings", pa.string(), "fingerprint of those it was made with", nullable=False),
+        _column(
+            "recipes", pa.string(), "fingerprint of code and settings from its images on", nullable=False
+        ),
+        _column("sources", pa.string(), "source files of its own, as JSON; '' of images", nullable=False),
+        *(_column(name, pa.int64(), "rows; -1 where not counted", nullable=False) for name in COUNTED),
     ]
 )
 

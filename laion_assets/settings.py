@@ -73,6 +73,9 @@ class TfdsSettings(Policy):
     format: FileFormat = "tfrecord"
     """``tfrecord``, for ``tfds.load``, in ``tfds/``; or ``array_record``, for ``tfds.data_source`` and Grain,
     in ``tfds_array_record/`` (Linux only). What was made in the other format stays where it is."""
+    dense: bool = False
+    """Number the shards that are there without gaps, in data sets of their own in ``tfds_dense/``, for tools
+    that want no empty shards. Every number after that of a shard that is new becomes another."""
     decode_pictures: bool = False
     """Decode every picture in full before it becomes an example, and set aside what cannot be. Otherwise only
     headers are read, in a quarter of the time. Pictures that others encoded are always decoded."""
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
     @property
     def layout(self) -> Layout:
         """Paths below the data root."""
-        return Layout(self.data_root, self.tfds.format)
+        return Layout(self.data_root, self.tfds.format, self.tfds.dense)
 
     def raw_files(self) -> dict[str, str]:
         """Part -> the file or URL it is read from, in order of the sources and then of the names.

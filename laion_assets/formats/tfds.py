@@ -83,6 +83,18 @@ def shard_file_name(shard: int, shard_count: int, file_format: FileFormat) -> st
     return f"{DATASET_NAME}-{SPLIT}.{file_format}-{shard:0{digits}d}-of-{shard_count:0{digits}d}"
 
 
+def file_numbers(examples: Mapping[int, int], *, dense: bool) -> dict[int, int]:
+    """Number of each shard's file among those of a data set: the shard's own, or one without gaps.
+
+    Args:
+        examples: number of each shard that is there, ascending -> its examples.
+        dense: whether files are numbered as they come, shards without examples having none.
+    """
+    if not dense:
+        return {shard: shard for shard in examples}
+    return {shard: number for number, shard in enumerate(filter(examples.get, examples))}
+
+
 def write_metadata(
     folder: Path,
     config: Config,

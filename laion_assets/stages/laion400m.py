@@ -1,14 +1,18 @@
 """The TFDS data sets: every shard that is there, under the names and the metadata that TFDS reads.
 
-``<data_dir>/laion400m/<config>/1.0.0`` is a link to a folder that is built beside it and never changes
-afterwards, so that a reader finds the data set as it was before or as it is now. The shards in it are hard
-links: a data set costs no second copy, and a shard that is made again does not change under a reader.
-A shard keeps its number; those not there yet are recorded with length 0, which TFDS passes over.
+``<data_dir>/laion400m/<config>/1.0.0`` is a link to a folder that is built beside it, so that a reader finds
+the data set as it was before or as it is now. The shards in it are hard links: a data set costs no second
+copy, and a shard that is made again does not change under a reader. A shard keeps its number, unless the data
+set is dense; those not there yet are recorded with length 0, which TFDS passes over.
+
+So shards can be added to the build in use: until a new dataset_info.json takes the old one's place, in one
+rename, no reader looks for them. Whatever else changes is built anew.
 """
 
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import shutil
@@ -19,34 +23,25 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import pyarrow as pa
-
-from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, PlanError, ShardBusy
-from laion_assets.formats import parquet, tfds
+from laion_assets import provenance
+from laion_assets.dataset_shards import DatasetShard, find_shards, remember, statuses
+from laion_assets.errors import CorruptInput, MissingInput, ShardBusy
+from laion_assets.formats import tfds
 from laion_assets.formats.checksums import sha256_of
-from laion_assets.formats.durable import identity, make_folder, sync_file, sync_folder
-from laion_assets.formats.publish import (
-    Draft,
-    Manifest,
-    Recipe,
-    Tally,
-    publish,
-    require,
-)
+from laion_assets.formats.durable import make_folder, sync_folder
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import (
-    DATASET_NAME,
-    DATASET_VERSION,
-    MANIFEST_SUFFIX,
-    Layout,
-    Output,
-    ShardId,
-)
-from laion_assets.schema import EMBEDDING_WIDTH, KNOWN_SHARDS
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION, MANIFEST_SUFFIX, Layout, ShardId
+from laion_assets.schema import EMBEDDING_WIDTH
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
+
+# What lies beside the shards, in the order in which it is put there: dataset_info.json is the last.
+_FILES: Final = (provenance.LICENSE_FILE, provenance.METADATA_FILE, *tfds.METADATA_FILES)
+# Those of them that stay as they are when shards are added.
+_CONSTANT_FILES: Final = [name for name in _FILES if name not in (provenance.METADATA_FILE, _FILES[-1])]
 
 # Another file system, one without hard links, too many of them, or a file of another user's
 # (Linux, fs.protected_hardlinks).
@@ -58,7 +53,8 @@ def publish_dataset(
 ) -> Manifest:
     """Publish a config over every shard that is there, unless the data set holds just these already.
 
-    The published record lists each shard with its examples and bytes, and the shards that are missing.
+    In a dense layout, shards without examples are left out, and the others have files numbered from 0 without
+    a gap. The published record lists each shard with its examples and bytes, and the shards that are missing.
     Counts: ``examples``, ``shards_present``, ``shards_missing``.
 
     Args:
@@ -68,114 +64,27 @@ def publish_dataset(
         width: elements of a vector; of ``embeddings`` only.
 
     Raises:
-        MissingInput: if no shard is there, or one was written with another width.
+        MissingInput: if no shard is there, or none that a dense data set has room for, or one was written
+            with another width.
         PlanError: if a shard is there whose number is beyond ``shard_count``.
         CorruptInput: if a shard's file is not the one its manifest vouches for, or if something that is
             not this stage's is in the data set's place.
         ShardBusy: if a shard is made again meanwhile.
     """
-    shards = _published_shards(config, layout, shard_count, width)
+    shards = find_shards(config, layout, shard_count, width)
+    if layout.dense and not any(shard.examples for shard in shards.values()):
+        raise MissingInput(f"no shard of tfds_{config} that is there holds an example: materialize more")
     _refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
-    dataset = _Dataset(config=config, layout=layout, shard_count=shard_count, width=width, shards=shards)
-    return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
-
-
-class _Shard(NamedTuple):
-    """What the data set has to know of a shard that is there, as in ``KNOWN_SHARDS``."""
-
-    shard: int
-    manifest_inode: int
-    manifest_bytes: int
-    manifest_changed_ns: int
-    examples: int
-    bytes: int
-    payload_bytes: int
-    data_version: str
-    settings: str
-
-    def is_of(self, manifest: os.stat_result) -> bool:
-        """Whether a manifest is the one that was read."""
-        return identity(manifest) == (self.manifest_inode, self.manifest_bytes, self.manifest_changed_ns)
-
-
-def _published_shards(
-    config: tfds.Config, layout: Layout, shard_count: int, width: int
-) -> Mapping[int, _Shard]:
-    """Number of each shard that is there, ascending; a manifest that was read last time is not read again."""
-    folder, stage = layout.tfds_shard(config, ShardId(0)).folder, f"tfds_{config}"
-    found = _statuses(folder)
-    names = {f"{ShardId(number)}{MANIFEST_SUFFIX}": number for number in range(shard_count)}
-    beyond = sorted(name for name in found.keys() - names.keys() if name.endswith(MANIFEST_SUFFIX))
-    if beyond:
-        raise PlanError(
-            f"{folder / beyond[0]} is of a shard beyond the {shard_count} of {config}: put back what the "
-            f"shard was made from, or delete it with its manifest to leave it out ({len(beyond)} in all)"
-        )
-    manifests = {number: found[name] for name, number in names.items() if name in found}
-    if not manifests:
-        raise MissingInput(f"no shard of {stage} is there yet in {folder}: materialize {stage} first")
-    known, settings = _read_known(layout.known_shards(config)), tfds.settings_of(config, width)
-    shards = {}
-    for number, manifest in manifests.items():
-        shard, file = known.get(number), found.get(f"{ShardId(number)}.{layout.file_format}")
-        if shard is None or not shard.is_of(manifest) or file is None or file.st_size != shard.bytes:
-            shard = _look_at(layout.tfds_shard(config, ShardId(number)), number)
-        if shard.settings != settings:
-            raise MissingInput(
-                f"{stage} {ShardId(number)} was not written with vectors of {width} elements: materialize it "
-                "again"
-            )
-        shards[number] = shard
-    return shards
-
-
-def _statuses(folder: Path) -> dict[str, os.stat_result]:
-    """Name of each file in a folder -> its status; a file that goes meanwhile is not there."""
-    statuses = {}
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                statuses[entry.name] = entry.stat()
-    return statuses
-
-
-def _look_at(output: Output, number: int) -> _Shard:
-    """A shard by its manifest, whose files are there in the recorded sizes."""
-    # Taken before it is read: if it is replaced meanwhile, this is not what is found in its place afterwards.
-    try:
-        status = output.manifest.stat()
-    except FileNotFoundError:
-        raise ShardBusy(f"{output} is being made again: run this again") from None
-    manifest = require(output)
-    inode, size, changed_ns = identity(status)
-    return _Shard(
-        shard=number,
-        manifest_inode=inode,
-        manifest_bytes=size,
-        manifest_changed_ns=changed_ns,
-        examples=manifest.counts["examples"],
-        bytes=manifest.bytes,
-        payload_bytes=manifest.counts["payload_bytes"],
-        data_version=manifest.data_version,
-        settings=manifest.recipe.settings,
+    dataset = _Dataset(
+        config=config,
+        layout=layout,
+        shard_count=shard_count,
+        width=width,
+        shards=shards,
+        # Embeddings come in shards of their own.
+        plan=provenance.plan_of(layout) if config != "embeddings" else None,
     )
-
-
-def _read_known(path: Path) -> Mapping[int, _Shard]:
-    try:
-        found = parquet.read_table(path, KNOWN_SHARDS)
-    except (FileNotFoundError, CorruptParquet):
-        return {}  # every manifest is read, which is the cure of both
-    rows = zip(*(column.to_pylist() for column in found.columns), strict=True)
-    return {shard.shard: shard for shard in map(_Shard._make, rows)}
-
-
-def _write_known(path: Path, shards: Mapping[int, _Shard], *, draft: Path) -> None:
-    columns = zip(*shards.values(), strict=True)
-    parquet.write_table(draft, pa.table(list(columns), schema=KNOWN_SHARDS), KNOWN_SHARDS)
-    sync_file(draft)
-    make_folder(path.parent)
-    draft.replace(path)
+    return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
 
 
 def _refuse_stranger(link: Path, builds: Path) -> None:
@@ -199,27 +108,55 @@ class _Dataset:
         shard_count: how many shards the data set has once all are there.
         width: elements of a vector.
         shards: number of each shard that is there, ascending.
+        plan: what the shards' rows come from, for the metadata.
     """
 
     config: tfds.Config
     layout: Layout
     shard_count: int
     width: int
-    shards: Mapping[int, _Shard]
+    shards: Mapping[int, DatasetShard]
+    plan: Mapping[str, Any] | None
+
+    @cached_property
+    def keys(self) -> Mapping[int, str]:
+        """Shard -> its partition key."""
+        return {number: str(ShardId(number)) for number in self.shards}
+
+    @cached_property
+    def numbers(self) -> Mapping[int, int]:
+        """Shard -> number of its file."""
+        examples = {number: shard.examples for number, shard in self.shards.items()}
+        return tfds.file_numbers(examples, dense=self.layout.dense)
+
+    @property
+    def file_count(self) -> int:
+        """The N of ``-of-N``."""
+        return len(self.numbers) if self.layout.dense else self.shard_count
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        """Name of each file of examples -> its shard; a shard of no examples has no file."""
+        return {
+            tfds.shard_file_name(number, self.file_count, self.layout.file_format): shard
+            for shard, number in self.numbers.items()
+            if self.shards[shard].examples
+        }
 
     @cached_property
     def recipe(self) -> Recipe:
         # There can be tens of thousands of shards, so one fingerprint stands for all.
-        versions = {str(ShardId(number)): shard.data_version for number, shard in self.shards.items()}
+        versions = {self.keys[number]: shard.data_version for number, shard in self.shards.items()}
         settings = {
             "shard_count": self.shard_count,
             "width": self.width,
+            "dense": self.layout.dense,
             "tensorflow-datasets": version("tensorflow-datasets"),
         }
         return Recipe(
             code_version=CODE_VERSION,
             settings=fingerprint(settings),
-            inputs={f"tfds_{self.config}": fingerprint(versions)},
+            inputs={f"tfds_{self.config}": fingerprint(versions), "plan": fingerprint(self.plan)},
         )
 
     @property
@@ -231,23 +168,29 @@ class _Dataset:
         return sum(shard.payload_bytes for shard in self.shards.values())
 
     @property
-    def _digest(self) -> str:
-        return fingerprint(asdict(self.recipe))
+    def _data_version(self) -> str:
+        return self.recipe.inputs[f"tfds_{self.config}"]
 
     def write(self, draft: Draft) -> Tally:
-        """Build the folder, point the link at it, and write the record."""
+        """Bring the build in use up to date, or make another and point the link at it; write the record."""
         link, builds = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
-        before = link.readlink().name if link.is_symlink() else None
+        current = builds / link.readlink().name if link.is_symlink() else None
         make_folder(builds)
-        _remove(folder for folder in builds.iterdir() if folder.name != before and not _is_finished(folder))
-        build = self._make_build(builds)
+        _remove(folder for folder in builds.iterdir() if folder != current and not _is_finished(folder))
+        drafted = self._draft_files(draft.scratch("files"))
+        draft.only.write_text(json.dumps(self._record(drafted), sort_keys=True) + "\n", encoding="utf-8")
+        known = self.layout.known_shards(self.config)
+        remember(known, self.shards.values(), draft=draft.scratch("known"))
         tfds.write_default_config(self.layout.tfds_default_config, draft=draft.scratch("default-config"))
-        record = self._record(build)
-        draft.only.write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")
-        _write_known(self.layout.known_shards(self.config), self.shards, draft=draft.scratch("known"))
-        _point(link, build)
+        if current is not None and self._only_adds_to(current, drafted):
+            build = current
+            self._fill(build, drafted)
+        else:
+            build = _new_folder(builds, fingerprint(asdict(self.recipe)))
+            self._fill(build, drafted)
+            _point(link, build)
         # Whoever resolved the link earlier still reads the build before this one.
-        _remove(folder for folder in builds.iterdir() if folder.name not in (before, build.name))
+        _remove(folder for folder in builds.iterdir() if folder not in (current, build))
         counts = {
             "examples": self.examples,
             "shards_present": len(self.shards),
@@ -259,58 +202,86 @@ class _Dataset:
         """Whether the link leads to a build of these shards that has every file, of the recorded size."""
         link = self.layout.tfds_version(self.config)
         try:
-            target = link.readlink()
             record = json.loads(self.layout.dataset(self.config).only.read_bytes())
-            with os.scandir(link) as entries:
-                sizes = {entry.name: entry.stat().st_size for entry in entries}
-            metadata = {name: sha256_of(link / name) for name in tfds.METADATA_FILES}
+            # metadata.json tells of the shards' bytes: one of the same size and other bytes is noticed.
+            metadata = {name: sha256_of(link / name) for name in _FILES}
         except (FileNotFoundError, ValueError):
             return False  # built again, which is the cure
-        shards = {
-            self._file_name(number): shard.bytes for number, shard in self.shards.items() if shard.examples
-        }
+        found = statuses(link)
         return (
-            target.name.startswith(self._digest)
-            and shards.items() <= sizes.items()
+            all(
+                name in found and found[name].st_size == self.shards[shard].bytes
+                for name, shard in self.files.items()
+            )
             and metadata == record.get("metadata")
             and tfds.names_default_config(self.layout.tfds_default_config)
         )
 
-    def _file_name(self, shard: int) -> str:
-        return tfds.shard_file_name(shard, self.shard_count, self.layout.file_format)
-
-    def _make_build(self, builds: Path) -> Path:
-        build = _new_folder(builds, self._digest)
-        folder = self.layout.tfds_shard(self.config, ShardId(0)).folder
-        for number, shard in self.shards.items():
-            # A shard of no examples has no file there. (Text, since 80,000 paths take a second to make.)
-            if shard.examples:
-                source = f"{folder}/{ShardId(number)}.{self.layout.file_format}"
-                _link(source, f"{build}/{self._file_name(number)}")
-        # Asked after linking: a shard made again since has another manifest by now, or none.
-        found = _statuses(folder)
-        for number, shard in self.shards.items():
-            status = found.get(f"{ShardId(number)}{MANIFEST_SUFFIX}")
-            if status is None or not shard.is_of(status):
-                raise ShardBusy(
-                    f"tfds_{self.config} {ShardId(number)} was made again while the data set was put "
-                    "together: run this again"
-                )
+    def _draft_files(self, folder: Path) -> Path:
+        """Write what lies beside the shards."""
+        folder.mkdir()
+        lengths = [0] * self.file_count
+        for shard, number in self.numbers.items():
+            lengths[number] = self.shards[shard].examples
         tfds.write_metadata(
-            build,
+            folder,
             self.config,
-            shard_lengths=[
-                self.shards[number].examples if number in self.shards else 0
-                for number in range(self.shard_count)
-            ],
+            shard_lengths=lengths,
             payload_bytes=self.payload_bytes,
             width=self.width,
             file_format=self.layout.file_format,
         )
-        sync_folder(build)
-        return build
+        document = provenance.metadata(
+            self.config,
+            self.layout,
+            self.shards,
+            shard_count=self.shard_count,
+            plan=self.plan,
+            data_version=self._data_version,
+        )
+        provenance.write_provenance(folder, document)
+        return folder
 
-    def _record(self, build: Path) -> dict[str, Any]:
+    def _only_adds_to(self, build: Path, drafted: Path) -> bool:
+        """Whether a build lacks nothing but shards: what is in it stays where it is, and as it is."""
+        same, _, _ = filecmp.cmpfiles(build, drafted, _CONSTANT_FILES, shallow=False)
+        folder = self.layout.tfds_shard(self.config, ShardId(0)).folder
+        # Inodes are of one file system. A shard that was copied from another has one of its own.
+        if same != _CONSTANT_FILES or build.stat().st_dev != folder.stat().st_dev:
+            return False
+        with os.scandir(build) as entries:
+            return all(
+                entry.name in _FILES
+                or (entry.name in self.files and entry.inode() == self.shards[self.files[entry.name]].inode)
+                for entry in entries
+            )
+
+    def _fill(self, build: Path, drafted: Path) -> None:
+        """Link the shards that a build lacks, then put in the files that tell of them, in their order."""
+        folder = self.layout.tfds_shard(self.config, ShardId(0)).folder
+        # Text, since 80,000 paths take a second to make.
+        there = set(os.listdir(build))  # noqa: PTH208
+        added = [(name, shard) for name, shard in self.files.items() if name not in there]
+        for name, shard in added:
+            _link(f"{folder}/{self.keys[shard]}.{self.layout.file_format}", f"{build}/{name}")
+        # Asked after linking: a shard made again since has another manifest by now, or none.
+        for _, shard in added:
+            if not self._is_as_found(f"{folder}/{self.keys[shard]}{MANIFEST_SUFFIX}", shard):
+                raise ShardBusy(
+                    f"tfds_{self.config} {self.keys[shard]} was made again while the data set was put "
+                    "together: run this again"
+                )
+        sync_folder(build)
+        for name in _FILES:
+            (drafted / name).replace(build / name)
+        sync_folder(build)
+
+    def _is_as_found(self, manifest: str, shard: int) -> bool:
+        with suppress(FileNotFoundError):
+            return self.shards[shard].is_of(os.stat(manifest))  # noqa: PTH116
+        return False
+
+    def _record(self, drafted: Path) -> dict[str, Any]:
         return {
             "name": DATASET_NAME,
             "config": self.config,
@@ -319,9 +290,9 @@ class _Dataset:
             "examples": self.examples,
             "bytes": sum(shard.bytes for shard in self.shards.values() if shard.examples),
             "payload_bytes": self.payload_bytes,
-            "metadata": {name: sha256_of(build / name) for name in tfds.METADATA_FILES},
+            "metadata": {name: sha256_of(drafted / name) for name in _FILES},
             "shards": {
-                str(ShardId(number)): {
+                self.keys[number]: {
                     "examples": shard.examples,
                     "bytes": shard.bytes,
                     "data_version": shard.data_version,

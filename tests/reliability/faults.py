@@ -33,6 +33,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import life
+from copying import copy_tree
 
 from laion_assets.errors import CorruptRecords, LaionAssetsError, StorageError
 from laion_assets.formats import tfds, tfrecord
@@ -330,11 +331,11 @@ class _Rig:
         return _in_child(scenario.run, self._life, trace)
 
     def _keep(self, name: str) -> None:
-        shutil.copytree(self._life / "data", self._kept / name, symlinks=True)
+        copy_tree(self._life / "data", self._kept / name)
 
     def _restore(self, name: str) -> None:
         shutil.rmtree(self._life / "data")
-        shutil.copytree(self._kept / name, self._life / "data", symlinks=True)
+        copy_tree(self._kept / name, self._life / "data")
 
 
 # -- processes to end -------------------------------------------------------------------------------------

@@ -11,15 +11,17 @@ import duckdb
 import faults
 import life
 import pytest
+from tfds_inputs import Row, picture, write_image_inputs
 
 from laion_assets.fetch.transport import FakeTransport
 from laion_assets.formats.durable import naming_storage_errors, sync_file
 from laion_assets.formats.publish import FileRecord, Manifest, Recipe, Tally, done, publish
 from laion_assets.formats.sealed import seal
 from laion_assets.image_policy import ImagePolicy
-from laion_assets.layout import Output
+from laion_assets.layout import Output, ShardId
 from laion_assets.stages.images import download_images
 from laion_assets.stages.laion400m import publish_dataset
+from laion_assets.stages.tfds_images import write_tfds_images
 
 # Read at import, before the fixture that clears the environment.
 LONG = os.environ.get("LAION_LONG") == "1"
@@ -83,6 +85,22 @@ def larger_dataset(config, folder):
     publish_dataset(config, life.layout_of(folder), shard_count=2, width=life.WIDTH)
 
 
+def dataset_to_grow(folder):
+    """Leave a data set that lacks the shard of this life, and has another."""
+    layout = life.layout_of(folder)
+    withdrawn = life.output("tfds_images", folder).manifest
+    aside = withdrawn.rename(folder / "aside")
+    write_image_inputs(layout, ShardId(1), [Row(key="000010000", picture=picture())])
+    write_tfds_images(ShardId(1), layout)
+    larger_dataset("images", folder)
+    aside.rename(withdrawn)
+
+
+def grow_dataset(folder):
+    larger_dataset("images", folder)
+    return ()
+
+
 def answers_of_catalog(folder):
     """The rows of each view, without the catalog's own among the shards: its bytes differ each time."""
     with duckdb.connect(str(life.output("catalog", folder).only), read_only=True) as catalog:
@@ -116,6 +134,8 @@ def life_scenarios():
         )
         for how, older in OLDER.get(stage, {}).items():
             yield replace(fresh, name=f"{stage} {how}", older=older)
+        if stage == "laion400m_images":
+            yield replace(fresh, name=f"{stage} grown", older=dataset_to_grow, run=grow_dataset)
         yield fresh
 
 

@@ -28,6 +28,19 @@ def test_part_that_could_not_be_a_file_name_is_refused(name):
         part_id(name)
 
 
+def test_each_kind_of_data_set_has_folders_of_its_own(tmp_path):
+    layouts = [
+        Layout(tmp_path, form, dense) for form in ("tfrecord", "array_record") for dense in (False, True)
+    ]
+    folders = [(layout.tfds_data_dir, layout.dataset("images").folder) for layout in layouts]
+    assert folders[:2] == [
+        (tmp_path / "tfds", tmp_path / "published"),
+        (tmp_path / "tfds_dense", tmp_path / "published_dense"),
+    ]
+    assert len({folder for pair in folders for folder in pair}) == 8
+    assert layouts[0].tfds_images(ShardId(0)) == layouts[1].tfds_images(ShardId(0))
+
+
 def test_outputs_of_all_stages_never_share_a_file(tmp_path):
     layout, shard = Layout(tmp_path), ShardId(7)
     outputs = [

@@ -1,6 +1,7 @@
 import pytest
 
 from laion_assets.errors import SettingsError
+from laion_assets.layout import Layout
 from laion_assets.settings import Settings
 
 
@@ -100,3 +101,10 @@ def test_pictures_with_vectors_are_made_only_if_asked_for(tmp_path, monkeypatch)
     assert Settings.load(write(tmp_path, "[tfds]\nimage_embeddings = true\n")).tfds.image_embeddings is True
     monkeypatch.setenv("LAION_TFDS__IMAGE_EMBEDDINGS", "0")
     assert Settings.load(tmp_path / "laion.toml").tfds.image_embeddings is False
+
+
+def test_the_layout_follows_format_and_density(tmp_path, monkeypatch):
+    path = write(tmp_path, '[tfds]\nformat = "array_record"\n')
+    assert Settings.load(path).layout == Layout(tmp_path / "data", "array_record")
+    monkeypatch.setenv("LAION_TFDS__DENSE", "true")
+    assert Settings.load(path).layout == Layout(tmp_path / "data", "array_record", dense=True)

@@ -136,18 +136,83 @@ def test_even_splits_hold_everything_once(images: Dataset) -> None:
     assert sorted(found) == sorted(images.rows)
 
 
+def _write_shard(layout: Layout, shard: int, examples: int) -> list[str]:
+    rows = [row_of(shard, number) for number in range(examples)]
+    write_image_inputs(layout, ShardId(shard), rows)
+    write_tfds_images(ShardId(shard), layout)
+    return [row.url for row in rows]
+
+
+def _urls(builder: Any) -> list[str]:
+    return [example["url"].decode() for example in _read(builder)]
+
+
 def test_a_growing_data_set_is_read_anew(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    write_image_inputs(layout, ShardId(0), [row_of(0, 0)])
-    write_tfds_images(ShardId(0), layout)
-    publish_dataset("images", layout, shard_count=2)
     dataset = Dataset(layout, {}, {}, {})
-    opened = _builder(dataset, "images", "from directory")
-    write_image_inputs(layout, ShardId(1), [row_of(1, 0), row_of(1, 1)])
-    write_tfds_images(ShardId(1), layout)
+    first = _write_shard(layout, 0, 1)
     publish_dataset("images", layout, shard_count=2)
-    assert len(_read(opened)) == 1
-    assert len(_read(_builder(dataset, "images", "by name"))) == 3
+    opened = _builder(dataset, "images", "from directory")
+    second = _write_shard(layout, 1, 2)
+    publish_dataset("images", layout, shard_count=2)
+    assert _urls(opened) == first
+    assert _urls(_builder(dataset, "images", "by name")) == first + second
+
+
+def test_a_plan_that_grew_is_relinked(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    layout = Layout(tmp_path)
+    dataset = Dataset(layout, {}, {}, {})
+    first = _write_shard(layout, 0, 2)
+    publish_dataset("images", layout, shard_count=1)
+    # Its files have other names now, so a reader that is to go on has to have resolved the link.
+    opened = tfds.builder_from_directory(str(layout.tfds_version("images").resolve()))
+    last = _write_shard(layout, 3, 3)
+    publish_dataset("images", layout, shard_count=4)
+    assert _urls(opened) == first
+    for way in ("by name", "from directory"):
+        builder = _builder(dataset, "images", way)
+        assert builder.info.splits["train"].shard_lengths == [2, 0, 0, 3]
+        assert [Path(path).name for path in builder.info.splits["train"].filepaths] == [
+            f"laion400m-train.tfrecord-{number:05d}-of-00004" for number in range(4)
+        ]
+        assert _urls(builder) == first + last
+    # It grows once more, by a part none of whose shards is there yet.
+    publish_dataset("images", layout, shard_count=7)
+    grown = _builder(dataset, "images", "by name")
+    assert grown.info.splits["train"].shard_lengths == [2, 0, 0, 3, 0, 0, 0]
+    assert _urls(grown) == first + last
+
+
+@_WAYS
+def test_a_dense_data_set_has_no_empty_shard(tmp_path: Path, way: str) -> None:
+    import tensorflow_datasets as tfds
+
+    layout = Layout(tmp_path, dense=True)
+    urls = {shard: _write_shard(layout, shard, examples) for shard, examples in SHARDS.items()}
+    publish_dataset("images", layout, shard_count=SHARD_COUNT)
+    builder = _builder(Dataset(layout, {}, {}, {}), "images", way)
+    split = builder.info.splits["train"]
+    assert split.shard_lengths == [5, 1, 7]
+    assert all(Path(path).exists() for path in split.filepaths)
+    assert builder.info.metadata["shard_of_number"] == [1, 2, 5]
+    assert _urls(builder) == [url for shard in urls.values() for url in shard]
+    # What a data set with gaps is not good for: a slice by shards.
+    by_shard = builder.as_dataset(split="train[1shard:3shard]")
+    assert [example["url"].decode() for example in tfds.as_numpy(by_shard)] == urls[2] + urls[5]
+
+
+@_WAYS
+def test_provenance_is_shown_as_tfds_shows_it(images: Dataset, way: str) -> None:
+    info = _builder(images, "images", way).info
+    assert info.metadata["examples"] == sum(SHARDS.values())
+    assert info.metadata["counts"]["nsfw"] == {
+        str(tag): sum(row.nsfw == tag for row in images.rows.values()) for tag in TAGS
+    }
+    assert info.metadata["shards"] == {"planned": SHARD_COUNT, "present": 4, "without_examples": 1}
+    assert info.redistribution_info.license == ""
+    assert "laion400m/images/1.0.0" in repr(info)
 
 
 @pytest.mark.parametrize("config", ["images", "embeddings"])
@@ -155,6 +220,7 @@ def test_metadata_is_byte_for_byte_the_official_classs(
     tmp_path: Path, images: Dataset, embeddings: Dataset, config: formats.Config
 ) -> None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
     ours = {"images": images, "embeddings": embeddings}[config].layout.tfds_version(config)
     official = tfds.builder(f"laion400m/{config}", data_dir=str(tmp_path / "elsewhere"))
@@ -176,6 +242,9 @@ def test_metadata_is_byte_for_byte_the_official_classs(
     assert sorted(path.name for path in theirs.iterdir()) == sorted(formats.METADATA_FILES)
     for name in formats.METADATA_FILES:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    # Beside these and the shards there are two files of ours, under names that TFDS has for such.
+    others = {path.name for path in ours.iterdir() if "-of-" not in path.name} - {*formats.METADATA_FILES}
+    assert others == {constants.LICENSE_FILENAME, constants.METADATA_FILENAME}
 
 
 def test_numbytes_is_what_tfds_itself_would_record(images: Dataset) -> None:

@@ -46,6 +46,7 @@ class _Dataset:
             (split,) = info["splits"]
             self.lengths = [int(length) for length in split["shardLengths"]]
             self.num_bytes = int(split["numBytes"])
+            examples = {ShardId.parse(key).number: shard["examples"] for key, shard in self.shards.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptInput(
                 info_file,
@@ -53,11 +54,15 @@ class _Dataset:
                 found=repr(error)[:200],
                 remedy=f"Materialize laion400m_{config} again.",
             ) from error
+        is_dense = self.layout.dense
+        self.numbers = tfds.file_numbers(dict(sorted(examples.items())), dense=is_dense)
+        self.file_count = len(self.numbers) if is_dense else self.shard_count
+        self.published = {number: examples[shard] for shard, number in self.numbers.items()}
 
     def file(self, key: str) -> Any:  # noqa: ANN401 (a Path; of no type to the untyped record)
         """Where a shard's records are."""
-        number = ShardId.parse(key).number
-        return self.folder / tfds.shard_file_name(number, self.shard_count, self.layout.file_format)
+        number = self.numbers[ShardId.parse(key).number]
+        return self.folder / tfds.shard_file_name(number, self.file_count, self.layout.file_format)
 
     def manifest(self, key: str) -> Manifest | None:
         """The shard's manifest now, which may be of a later making."""
@@ -67,13 +72,12 @@ class _Dataset:
 def _shards_agree(subject: Subject, config: tfds.Config) -> Verdict:
     dataset = _Dataset(subject, config)
     offences = Offences()
-    if len(dataset.lengths) != dataset.shard_count:
-        offences.add("shards", f"TFDS is told of {len(dataset.lengths)}, not {dataset.shard_count}")
+    if len(dataset.lengths) != dataset.file_count:
+        offences.add("shards", f"TFDS is told of {len(dataset.lengths)}, not {dataset.file_count}")
     for number, length in enumerate(dataset.lengths):
-        key = str(ShardId(number))
-        recorded = dataset.shards.get(key, {"examples": 0})["examples"]
+        recorded = dataset.published.get(number, 0)
         if length != recorded:
-            offences.add(key, f"TFDS is told of {length} examples, {recorded} were published")
+            offences.add(ShardId(number), f"TFDS is told of {length} examples, {recorded} were published")
     for key, shard in dataset.shards.items():
         if wrong := _file_differs(dataset, key, shard):
             offences.add(key, wrong)
@@ -88,12 +92,13 @@ def _shards_agree(subject: Subject, config: tfds.Config) -> Verdict:
 
 
 def _file_differs(dataset: _Dataset, key: str, shard: Mapping[str, Any]) -> str | None:
-    file = dataset.file(key)
-    found = file.stat().st_size if file.is_file() else None
-    if shard["examples"] and found != shard["bytes"]:
-        return (
-            f"{file.name} has {found} bytes, not {shard['bytes']}" if found else f"{file.name} is not there"
-        )
+    if shard["examples"]:
+        file = dataset.file(key)
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            return f"{file.name} is not there"
+        if found != shard["bytes"]:
+            return f"{file.name} has {found} bytes, not {shard['bytes']}"
     manifest = dataset.manifest(key)
     if manifest is None or manifest.data_version != shard["data_version"]:
         return None  # made again since, which is no fault of the data set

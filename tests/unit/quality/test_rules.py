@@ -16,12 +16,13 @@ from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.digest_index import open_index, write_index
 from laion_assets.formats.publish import Recipe, Tally, publish
 from laion_assets.formats.webdataset import open_tar
-from laion_assets.layout import ShardId
+from laion_assets.layout import Layout, ShardId
 from laion_assets.pipeline import STAGE_BY_NAME, STAGES
 from laion_assets.published import STAGE_NAMES, output_of, partitions_of
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.quality.rules import RULES, Query
 from laion_assets.schema import RAW
+from laion_assets.stages.laion400m import publish_dataset
 from laion_assets.vector_places import VECTOR_PLACE
 
 SHARD = SHARDS[0]
@@ -497,6 +498,21 @@ def test_a_rule_passes_what_the_stages_make(rule, pristine):
         verdict = evaluate(rule, pristine, LENIENT, partition)
         assert verdict.passed, verdict
         assert verdict.rows > 0
+
+
+@pytest.mark.parametrize("rule", rules_of("laion400m_images"), ids=named)
+def test_a_rule_passes_a_dense_data_set_and_sees_what_breaks_it(rule, root):
+    dense = Layout(root.layout.root, dense=True)
+    # Without the first shard, the second has the first number.
+    dense.tfds_images(SHARD).manifest.unlink()
+    publish_dataset("images", dense, shard_count=3)
+    verdict = evaluate(rule, dense, LENIENT, rule.stage)
+    assert verdict.passed, verdict
+    (file,) = dense.tfds_version("images").glob("*tfrecord*")
+    assert file.name == "laion400m-train.tfrecord-00000-of-00001"
+    file.unlink()
+    dense.tfds_images(SHARDS[1]).manifest.unlink()
+    assert not evaluate(rule, dense, LENIENT, rule.stage).passed
 
 
 @pytest.mark.parametrize("rule", RULES, ids=named)

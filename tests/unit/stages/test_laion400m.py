@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from copying import copy_tree
 from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
 
 from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
 from laion_assets.formats.publish import Manifest, read_manifest, verify
+from laion_assets.formats.tfds import METADATA_FILES
 from laion_assets.formats.tfrecord import check_records
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.stages.laion400m import publish_dataset
@@ -60,6 +62,14 @@ def _bodies(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def _seen(layout: Layout) -> dict[str, bytes]:
+    """What TFDS reads: its metadata, and the files of the shards that these give a length."""
+    lengths = _lengths(layout)
+    names = [f"laion400m-train.tfrecord-{k:05d}-of-{len(lengths):05d}" for k in range(len(lengths))]
+    seen = [*METADATA_FILES, *(name for name, length in zip(names, lengths, strict=True) if length)]
+    return {name: (layout.tfds_version("images") / name).read_bytes() for name in seen}
+
+
 def test_missing_and_empty_shards_keep_their_numbers(layout: Layout) -> None:
     one, four = _write_images(layout, 1, 2), _write_images(layout, 4, 3)
     _write_images(layout, 3, 0)
@@ -73,10 +83,12 @@ def test_missing_and_empty_shards_keep_their_numbers(layout: Layout) -> None:
     assert int(split["numBytes"]) == payload_bytes
     folder = layout.tfds_version("images")
     assert _files(folder) == [
+        "LICENSE",
         "dataset_info.json",
         "features.json",
         "laion400m-train.tfrecord-00001-of-00006",
         "laion400m-train.tfrecord-00004-of-00006",
+        "metadata.json",
         "nsfw.labels.txt",
     ]
     linked = folder / "laion400m-train.tfrecord-00004-of-00006"
@@ -160,6 +172,10 @@ def _change_features(layout: Layout) -> None:
     path.write_bytes(path.read_bytes().replace(b"caption", b"Caption"))
 
 
+def _change_license(layout: Layout) -> None:
+    (layout.tfds_version("images") / "LICENSE").write_text("public domain")
+
+
 def _delete_default(layout: Layout) -> None:
     layout.tfds_default_config.unlink()
 
@@ -174,6 +190,7 @@ def _delete_default(layout: Layout) -> None:
         _cut_shard,
         _delete_info,
         _change_features,
+        _change_license,
         _delete_default,
     ],
 )
@@ -265,7 +282,70 @@ def test_a_resolved_folder_survives_the_next_publication(layout: Layout) -> None
     _write_images(layout, 2, 1)
     publish_dataset("images", layout, shard_count=3)
     assert not first.exists()
-    assert len(_files(layout.tfds_builds("images"))) == 2
+    assert _files(layout.tfds_builds("images")) == [link.resolve().name]
+
+
+def test_one_more_shard_is_one_more_link(layout: Layout, on_change: Callable) -> None:
+    for number in (0, 1, 3):
+        _write_images(layout, number, 2)
+    publish_dataset("images", layout, shard_count=5)
+    build, before = layout.tfds_version("images").resolve(), _bodies(layout.tfds_version("images"))
+    _write_images(layout, 2, 3)
+    _write_images(layout, 4, 0)
+    events: list[str] = []
+    on_change(events.append)
+    publish_dataset("images", layout, shard_count=5)
+    on_change(None)
+    assert (events.count("os.link"), events.count("os.symlink")) == (1, 0)
+    assert layout.tfds_version("images").resolve() == build
+    assert _lengths(layout) == [2, 2, 3, 2, 0]
+    after = _bodies(build)
+    new = "laion400m-train.tfrecord-00002-of-00005"
+    assert after.keys() - before.keys() == {new}
+    assert {name for name in before if before[name] != after[name]} == {"dataset_info.json", "metadata.json"}
+    assert (build / new).samefile(layout.tfds_images(ShardId(2)).only)
+
+
+def _grow_plan(layout: Layout) -> int:
+    _write_images(layout, 2, 1)
+    return 4
+
+
+def _make_again(layout: Layout) -> int:
+    _write_images(layout, 1, 2, caption="other")
+    return 3
+
+
+def _withdraw(layout: Layout) -> int:
+    layout.tfds_images(ShardId(1)).manifest.unlink()
+    return 3
+
+
+def _make_empty(layout: Layout) -> int:
+    _write_images(layout, 1, 0)
+    return 3
+
+
+def _add_with_other_features(layout: Layout) -> int:
+    _change_features(layout)
+    _write_images(layout, 2, 1)
+    return 3
+
+
+@pytest.mark.parametrize(
+    "change", [_grow_plan, _make_again, _withdraw, _make_empty, _add_with_other_features]
+)
+def test_whatever_does_not_only_add_is_built_anew(layout: Layout, change: Callable[[Layout], int]) -> None:
+    _write_images(layout, 0, 2)
+    _write_images(layout, 1, 2)
+    publish_dataset("images", layout, shard_count=3)
+    build = layout.tfds_version("images").resolve()
+    shard_count = change(layout)
+    held = _bodies(build)
+    manifest = publish_dataset("images", layout, shard_count=shard_count)
+    assert layout.tfds_version("images").resolve() != build
+    assert _bodies(build) == held
+    assert manifest.rows == sum(_lengths(layout))
 
 
 def test_leftovers_of_a_killed_run_are_removed(layout: Layout) -> None:
@@ -347,10 +427,16 @@ def test_shards_on_another_file_system_are_copied(layout: Layout, other_file_sys
     layout.root.mkdir()
     (layout.root / "tfds_images").symlink_to(other_file_system)
     _write_images(layout, 0, 2)
-    publish_dataset("images", layout, shard_count=1)
-    copy = layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00001"
+    publish_dataset("images", layout, shard_count=2)
+    copy = layout.tfds_version("images") / "laion400m-train.tfrecord-00000-of-00002"
     assert not copy.samefile(layout.tfds_images(ShardId(0)).only)
     assert check_records(copy).records == 2
+    # A copy cannot be told from one of an older shard, so all are made anew.
+    build = layout.tfds_version("images").resolve()
+    _write_images(layout, 1, 1)
+    publish_dataset("images", layout, shard_count=2)
+    assert layout.tfds_version("images").resolve() != build
+    assert _lengths(layout) == [2, 1]
 
 
 def test_a_failed_publication_leaves_the_last_one(layout: Layout) -> None:
@@ -365,6 +451,63 @@ def test_a_failed_publication_leaves_the_last_one(layout: Layout) -> None:
     assert _bodies(layout.tfds_version("images")) == whole
     assert read_manifest(layout.dataset("images")) == first
 
+
+# -- without gaps ---------------------------------------------------------------------------------
+
+
+def test_a_dense_data_set_numbers_what_is_there(layout: Layout) -> None:
+    dense = Layout(layout.root, dense=True)
+    one, four = _write_images(layout, 1, 2), _write_images(layout, 4, 3)
+    _write_images(layout, 3, 0)
+    publish_dataset("images", layout, shard_count=6)
+    manifest = publish_dataset("images", dense, shard_count=6)
+    assert manifest.counts == {"examples": 5, "shards_present": 3, "shards_missing": 3}
+    assert (_lengths(dense), _lengths(layout)) == ([2, 3], [0, 2, 0, 0, 3, 0])
+    folder = dense.tfds_version("images")
+    assert folder == layout.root / "tfds_dense" / "laion400m" / "images" / "1.0.0"
+    assert [name for name in _files(folder) if "tfrecord" in name] == [
+        "laion400m-train.tfrecord-00000-of-00002",
+        "laion400m-train.tfrecord-00001-of-00002",
+    ]
+    for number, shard in enumerate((1, 4)):
+        linked = folder / f"laion400m-train.tfrecord-{number:05d}-of-00002"
+        assert linked.samefile(layout.tfds_images(ShardId(shard)).only)
+    (split,) = _info(dense)["splits"]
+    assert int(split["numBytes"]) == one.counts["payload_bytes"] + four.counts["payload_bytes"]
+    assert json.loads((folder / "metadata.json").read_bytes())["shard_of_number"] == [1, 4]
+    assert "shard_of_number" not in json.loads((layout.tfds_version("images") / "metadata.json").read_bytes())
+    assert publish_dataset("images", dense, shard_count=6) == manifest
+
+
+def test_a_dense_data_set_is_numbered_anew_in_another_build(layout: Layout) -> None:
+    dense = Layout(layout.root, dense=True)
+    _write_images(layout, 2, 2)
+    publish_dataset("images", dense, shard_count=6)
+    build, held = dense.tfds_version("images").resolve(), _bodies(dense.tfds_version("images"))
+    _write_images(layout, 0, 1)
+    publish_dataset("images", dense, shard_count=6)
+    assert _lengths(dense) == [1, 2]
+    assert _bodies(build) == held
+    # A shard without examples changes no number, nor does a plan that grew.
+    build = dense.tfds_version("images").resolve()
+    _write_images(layout, 1, 0)
+    assert publish_dataset("images", dense, shard_count=7).counts["shards_missing"] == 4
+    assert dense.tfds_version("images").resolve() == build
+    # As many shards, and others.
+    layout.tfds_images(ShardId(0)).manifest.unlink()
+    _write_images(layout, 5, 3)
+    publish_dataset("images", dense, shard_count=7)
+    assert _lengths(dense) == [2, 3]
+    assert dense.tfds_version("images").resolve() != build
+
+
+def test_a_dense_data_set_needs_an_example(layout: Layout) -> None:
+    _write_images(layout, 0, 0)
+    with pytest.raises(MissingInput, match="no shard of tfds_images that is there holds an example"):
+        publish_dataset("images", Layout(layout.root, dense=True), shard_count=6)
+
+
+# -- kills ----------------------------------------------------------------------------------------
 
 _CHANGES = frozenset(
     {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -393,7 +536,7 @@ _watch = _Watch()
 
 
 @pytest.fixture
-def on_change() -> Iterator[Callable[[Callable[[str], None]], None]]:
+def on_change() -> Iterator[Callable[[Callable[[str], None] | None], None]]:
     yield lambda callback: setattr(_watch, "on_change", callback)
     _watch.on_change = None
 
@@ -423,31 +566,67 @@ def test_a_shard_made_again_meanwhile_stops_the_publication(layout: Layout, on_c
     assert _lengths(layout) == [3, 2]
 
 
-def test_a_kill_at_any_change_leaves_the_old_or_the_new(layout: Layout, on_change: Callable) -> None:
+def _add_shard(layout: Layout) -> None:
+    _write_images(layout, 1, 1)
+
+
+def _replace_shard(layout: Layout) -> None:
+    _write_images(layout, 0, 2, caption="C")  # of the same size
+
+
+def _bring_back(layout: Layout) -> None:
+    _write_images(layout, 0, 2)
+    layout.tfds_images(ShardId(1)).manifest.unlink(missing_ok=True)
+
+
+_CHANGED_AGAIN = [
+    pytest.param(change, then, marks=pytest.mark.slow)
+    for change in (_add_shard, _replace_shard)
+    for then in (_add_shard, _replace_shard, _bring_back)
+    if change is not then
+]
+
+
+@pytest.mark.parametrize(("change", "then"), [(_add_shard, None), (_replace_shard, None), *_CHANGED_AGAIN])
+def test_a_kill_at_any_change_leaves_the_old_or_the_new(
+    layout: Layout, on_change: Callable, change: Callable, then: Callable | None
+) -> None:
+    """Whether shards were added or replaced, and whatever is there when the next run begins."""
     _write_images(layout, 0, 2)
     publish_dataset("images", layout, shard_count=2)
-    old = _bodies(layout.tfds_version("images"))
+    old = _seen(layout)
     held = layout.root.with_name("held")
-    shutil.copytree(layout.root, held, symlinks=True)
-    _write_images(layout, 1, 1)
+    copy_tree(layout.root, held)
+    change(layout)
     publish_dataset("images", layout, shard_count=2)
-    new = _bodies(layout.tfds_version("images"))
+    new = _seen(layout)
     assert old != new
 
     killed = 0
     while True:
         shutil.rmtree(layout.root)
-        shutil.copytree(held, layout.root, symlinks=True)
-        _write_images(layout, 1, 1)
+        copy_tree(held, layout.root)
+        change(layout)
         if not _killed_at(killed, lambda: publish_dataset("images", layout, shard_count=2), on_change):
             break
-        assert _bodies(layout.tfds_version("images")) in (old, new)
+        assert _seen(layout) in (old, new)
+        # Who resolved the link and read what is there goes on reading it.
+        build, reader = layout.tfds_version("images").resolve(), _seen(layout)
+        del reader["dataset_info.json"]
         killed += 1
+        if then is not None:
+            then(layout)
         publish_dataset("images", layout, shard_count=2)
-        assert _bodies(layout.tfds_version("images")) == new
-        assert json.loads(layout.dataset("images").only.read_bytes())["examples"] == 3
+        assert {name: (build / name).read_bytes() for name in reader} == reader
+        record = json.loads(layout.dataset("images").only.read_bytes())
+        assert record["examples"] == sum(_lengths(layout))
+        for number in map(int, record["shards"]):
+            linked = layout.tfds_version("images") / f"laion400m-train.tfrecord-{number:05d}-of-00002"
+            assert linked.read_bytes() == layout.tfds_images(ShardId(number)).only.read_bytes()
+        if then is None:
+            assert _seen(layout) == new
     assert killed > 10
-    assert _bodies(layout.tfds_version("images")) == new
+    assert _seen(layout) == new
 
 
 def _killed_at(change: int, run: Callable[[], object], on_change: Callable) -> bool:
