@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from laion_assets.errors import CorruptParquet, CorruptRecords
 from laion_assets.formats.tfds import NSFW_TAGS
 from laion_assets.formats.tfrecord import Payloads
+from laion_assets.schema import TAG_PREFIX
 from laion_assets.vectors import as_float32
 
 # Name -> tf.train.Feature, of the protobuf that comes with TFDS and needs no TensorFlow.
@@ -113,7 +114,7 @@ def encode_embedding_examples(
 
 def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
     """How many examples have which tag, each of the four by its name in a manifest."""
-    return {f"{TAG_PREFIX}{tag}": tags.get(tag, 0) for tag in _NSFW_TAGS}
+    return {f"{TAG_PREFIX}{tag}": tags.get(tag, 0) for tag in NSFW_TAGS}
 
 
 # -- features of many examples at once ------------------------------------------------------------
