@@ -34,6 +34,7 @@ _SOURCES: Final[Mapping[str, str | None]] = MappingProxyType(
         "embeddings": None,
         "embedding_join": None,
         "normalized_embeddings": SET_ASIDE_PREFIX,
+        "image_embeddings": None,
     }
 )
 

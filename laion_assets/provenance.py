@@ -74,7 +74,7 @@ def metadata(
     """What metadata.json says. Nothing in it is of this machine or of the time.
 
     Args:
-        config: ``images`` or ``embeddings``.
+        config: one of TFDS's configs.
         layout: whether the data set is dense.
         shards: number of each shard that is there, ascending.
         shard_count: how many shards the data set has once all are there.

@@ -58,10 +58,10 @@ def publish_dataset(
     Counts: ``examples``, ``shards_present``, ``shards_missing``.
 
     Args:
-        config: ``images`` or ``embeddings``.
+        config: one of TFDS's configs.
         layout: where its shards are and where the data set goes.
         shard_count: how many shards the data set has once all are there; the N of ``-of-N``.
-        width: elements of a vector; of ``embeddings`` only.
+        width: elements of a vector, where the config has any.
 
     Raises:
         MissingInput: if no shard is there, or none that a dense data set has room for, or one was written
@@ -103,7 +103,7 @@ class _Dataset:
     """One config over the shards that are there.
 
     Attributes:
-        config: ``images`` or ``embeddings``.
+        config: one of TFDS's configs.
         layout: where its shards are and where the data set goes.
         shard_count: how many shards the data set has once all are there.
         width: elements of a vector.
