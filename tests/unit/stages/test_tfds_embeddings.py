@@ -14,7 +14,7 @@ from tfds_inputs import Row, vectors, write_embedding_inputs
 
 from laion_assets.errors import CorruptParquet, MisalignedEmbeddings, MissingInput
 from laion_assets.formats.publish import verify
-from laion_assets.formats.tfds import tag_counts
+from laion_assets.formats.tfds_examples import tag_counts
 from laion_assets.formats.tfrecord import read_records
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings

@@ -13,7 +13,7 @@ from tfds_inputs import Row, picture, write_image_inputs
 
 from laion_assets.errors import CorruptInput, CorruptParquet, CorruptTar, MissingInput
 from laion_assets.formats.publish import verify
-from laion_assets.formats.tfds import tag_counts
+from laion_assets.formats.tfds_examples import tag_counts
 from laion_assets.formats.tfrecord import RecordsSummary, read_records
 from laion_assets.layout import Layout, ShardId
 from laion_assets.stages.tfds_images import write_tfds_images
