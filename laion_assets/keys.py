@@ -7,6 +7,7 @@ LAION's 2021 files wrote keys local to a shard (``000000034``). Ours are always 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +27,13 @@ _USUAL_ROW_DIGITS: Final = 4
 
 def sample_keys(shard: ShardId, rows: int, *, row_digits: int) -> pa.Array:
     """Global keys of a shard's rows, from its first: strings."""
-    numbers = pc.utf8_lpad(pa.array(np.arange(rows)).cast(pa.string()), row_digits, "0")
-    return pc.binary_join_element_wise(f"{shard.number:0{SHARD_DIGITS}d}", numbers, "")
+    return pc.binary_join_element_wise(f"{shard.number:0{SHARD_DIGITS}d}", _row_numbers(rows, row_digits), "")
+
+
+# Most shards have the same number of rows.
+@lru_cache(maxsize=2)
+def _row_numbers(rows: int, digits: int) -> pa.Array:
+    return pc.utf8_lpad(pa.array(np.arange(rows)).cast(pa.string()), digits, "0")
 
 
 def spelled_keys(keys: pa.ChunkedArray, stems: Iterable[str]) -> pa.Array:

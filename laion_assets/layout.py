@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -94,27 +95,27 @@ class Output:
     def __str__(self) -> str:
         return self.stage if self.partition == self.stage else f"{self.stage} {self.partition}"
 
-    @property
+    @cached_property
     def manifest(self) -> Path:
         """Written last: a partition without it is not done."""
         return self.folder / f"{self.partition}{self.manifest_suffix}"
 
-    @property
+    @cached_property
     def older_manifest(self) -> Path:
         """Where versions until 0.1.0 wrote it; the same file for every stage but images."""
         return self.folder / f"{self.partition}{MANIFEST_SUFFIX}"
 
-    @property
+    @cached_property
     def lease(self) -> Path:
         """Locked by the one process that may write these files."""
         return self.folder / ".leases" / f"{self.partition}.lock"
 
-    @property
+    @cached_property
     def draft(self) -> Path:
         """Folder where files are written before they are whole, by whoever holds the lease."""
         return self.folder / ".drafts" / self.partition
 
-    @property
+    @cached_property
     def journal(self) -> Path:
         """What a run that was killed had finished, for the next one to go on from."""
         return self.folder / ".journals" / f"{self.partition}.journal"

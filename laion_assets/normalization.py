@@ -43,7 +43,9 @@ def set_aside_reasons(url: pa.Array, similarity: pa.Array) -> pa.Array:
         A string array of :class:`SetAside` values, null where the row is acceptable; where a row has
         several reasons, the address comes first.
     """
-    missing_url = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(_as(url, pa.string())), ""), True)
+    addresses = _as(url, pa.string())
+    is_empty = pc.or_(pc.equal(pc.binary_length(addresses), 0), pc.utf8_is_space(addresses))
+    missing_url = pc.fill_null(is_empty, True)
     values = pc.fill_null(_as(similarity, pa.float64()), MISSING_SIMILARITY)
     # Comparisons with NaN are false, which is what a missing value needs here.
     above = pc.greater(values, 1.0 + SIMILARITY_TOLERANCE)

@@ -56,6 +56,25 @@ SET_ASIDE_PREFIX: Final = "set_aside:"
 """What precedes a reason where a manifest counts the rows of each."""
 
 
+REPEATING_COLUMNS: Final = frozenset(
+    {
+        *(
+            "NSFW",
+            "LICENSE",
+            "nsfw",
+            "license",
+            "set_aside",
+            "reason",
+            "kind",
+            "matched_by",
+            "embedding_shard",
+        ),
+        *("status", "outcome", "error_message", "http_status", "content_type", "exif"),
+    }
+)
+"""Columns of which a few values make up most rows, which Parquet stores as such (in a dictionary)."""
+
+
 def _column(name: str, type_: pa.DataType, description: str, *, nullable: bool = True) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"description": description})
 
@@ -163,7 +182,7 @@ NORMALIZED_IMAGES: Final = pa.schema(
         _column("original_width", pa.int32(), "width in pixels of the picture served", nullable=False),
         _column("height", pa.int32(), "height in pixels of the stored picture", nullable=False),
         _column("width", pa.int32(), "width in pixels of the stored picture", nullable=False),
-        _column("image_sha256", pa.string(), "sha256 of the stored picture's bytes", nullable=False),
+        _column("image_xxh3", pa.string(), "XXH3-128 of the stored picture's bytes", nullable=False),
         _column(
             "tar_offset", pa.int64(), "where the picture's bytes begin in the shard's tar", nullable=False
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 from PIL import Image
 
 from laion_assets.formats import parquet
@@ -91,7 +91,7 @@ def write_image_inputs(layout: Layout, shard: ShardId, rows: Sequence[Row], **ch
         | {
             "height": 6,
             "width": 8,
-            "image_sha256": hashlib.sha256(row.picture).hexdigest(),
+            "image_xxh3": xxhash.xxh3_128_hexdigest(row.picture),
             "tar_offset": offset,
             "tar_bytes": len(row.picture),
         }

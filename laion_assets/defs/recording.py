@@ -177,7 +177,7 @@ def _metadata(manifest: Manifest) -> Mapping[str, dg.MetadataValue]:
         "seconds": dg.MetadataValue.float(manifest.seconds),
         "files": dg.MetadataValue.json(
             {
-                name: {"bytes": record.bytes, "sha256": record.sha256}
+                name: {"bytes": record.bytes, "checksum": record.name}
                 for name, record in manifest.files.items()
             }
         ),

@@ -1,8 +1,9 @@
-"""Two checksums of a file: one that names its contents, and one that finds damage at the speed of memory.
+"""Checksums of files: one that names their contents, and one that finds damage at the speed of memory.
 
-sha256 is what data versions are made of and what others can compute. To see that a file is still the one that
-was published, XXH3 (128 bits, https://xxhash.com) is as good, since what changes bytes on a disk does not
-know of it, and it takes a thirtieth of the time.
+What this project makes is named by its BLAKE3, of which data versions are made, and what others made by its
+sha256, which they publish. To see that a file is still the one that was published, XXH3 (128 bits,
+https://xxhash.com) is as good, since what changes bytes on a disk does not know of it. CPU time of a MiB on
+an AMD EPYC: sha256 714 us, BLAKE3 280 us, XXH3 24 us.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import blake3
 import xxhash
 
-# Both digests are of bytes that are still in a core's cache.
+from laion_assets.formats.durable import identity
+
+# All digests are of bytes that are still in a core's cache.
 _PIECE_BYTES: Final = 1 << 18
 
 
@@ -30,12 +34,37 @@ class Hash(Protocol):
 class Checksums:
     """Hexadecimal digests of the same bytes."""
 
+    blake3: str
+    xxh3_128: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceChecksums:
+    """Hexadecimal digests of the same bytes, which somebody else made."""
+
     sha256: str
     xxh3_128: str
 
 
 class Digest:
-    """Checksums of bytes that come in pieces."""
+    """:class:`Checksums` of bytes that come in pieces."""
+
+    def __init__(self) -> None:
+        self._blake3, self._xxh3 = blake3.blake3(), xxhash.xxh3_128()
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        self._blake3.update(piece)
+        self._xxh3.update(piece)
+
+    @property
+    def checksums(self) -> Checksums:
+        """Of every byte so far."""
+        return Checksums(blake3=self._blake3.hexdigest(), xxh3_128=self._xxh3.hexdigest())
+
+
+class SourceDigest:
+    """:class:`SourceChecksums` of bytes that come in pieces."""
 
     def __init__(self) -> None:
         self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_128()
@@ -46,17 +75,37 @@ class Digest:
         self._xxh3.update(piece)
 
     @property
-    def checksums(self) -> Checksums:
+    def checksums(self) -> SourceChecksums:
         """Of every byte so far."""
-        return Checksums(sha256=self._sha256.hexdigest(), xxh3_128=self._xxh3.hexdigest())
+        return SourceChecksums(sha256=self._sha256.hexdigest(), xxh3_128=self._xxh3.hexdigest())
+
+
+# Path -> which file it was, and its checksums: of files that this process has just written.
+_written: dict[Path, tuple[tuple[int, int, int], Checksums]] = {}
+_MOST_WRITTEN: Final = 64
+
+
+def note_written(path: Path, checksums: Checksums) -> None:
+    """Spare :func:`checksums_of` the reading of a file that was digested while it was written."""
+    if len(_written) >= _MOST_WRITTEN:
+        _written.clear()  # of files that nobody asks for
+    _written[path] = identity(path.stat()), checksums
 
 
 def checksums_of(path: Path) -> Checksums:
-    """Both checksums of a file's bytes, which are read once."""
-    digest, piece = Digest(), bytearray(_PIECE_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(piece):
-            digest.update(memoryview(piece)[:count])
+    """Checksums of a file's bytes, which are read once, or not at all if they were just written."""
+    noted = _written.pop(path, None)
+    if noted is not None and noted[0] == identity(path.stat()):
+        return noted[1]
+    digest = Digest()
+    _feed(path, digest)
+    return digest.checksums
+
+
+def source_checksums_of(path: Path) -> SourceChecksums:
+    """Checksums of the bytes of a file that somebody else made, which are read once."""
+    digest = SourceDigest()
+    _feed(path, digest)
     return digest.checksums
 
 
@@ -70,3 +119,10 @@ def xxh3_128_of(path: Path) -> str:
     """Hexadecimal XXH3-128 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def _feed(path: Path, digest: Hash) -> None:
+    piece = bytearray(_PIECE_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(memoryview(piece)[:count])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats.durable import identity
 from laion_assets.formats.large_file import LargeFile
+from laion_assets.schema import REPEATING_COLUMNS
 
 # Bounds on what a hostile footer may make the reader allocate.
 _THRIFT_STRING_LIMIT: Final = 256 << 20
@@ -32,31 +33,36 @@ _REMEDY: Final = (
 
 
 @contextmanager
-def open_writer(path: Path, schema: pa.Schema, *, as_is: Sequence[str] = ()) -> Iterator[pq.ParquetWriter]:
+def open_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer of tables that have exactly ``schema``.
 
-    Args:
-        path: the file.
-        schema: its columns.
-        as_is: columns of noise-like bytes, such as vectors, which are stored without compression,
-            dictionary and statistics: 8 % larger, and read several times as fast.
+    Vectors (values of a fixed number of bytes) are stored as they are, without compression and statistics:
+    8 % larger, and read several times as fast.
     """
-    others = [name for name in schema.names if name not in as_is]
     with (
         LargeFile(path) as file,
         pq.ParquetWriter(
             file,
             schema,
-            compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(as_is, "none")}
-            if as_is
-            else "zstd",
-            use_dictionary=others if as_is else True,
-            write_statistics=others if as_is else True,
+            compression={field.name: "none" if _is_vector(field) else "zstd" for field in schema},
+            # 10,000 samples take 7 ms like this, and 14 ms and a quarter more room with every column's.
+            use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
+            write_statistics=[field.name for field in schema if _is_compared(field)],
             write_page_checksum=True,
             store_schema=True,
         ) as writer,
     ):
         yield writer
+
+
+def _is_vector(field: pa.Field) -> bool:
+    return bool(pa.types.is_fixed_size_binary(field.type))
+
+
+def _is_compared(field: pa.Field) -> bool:
+    """Whether somebody may look for a range of a column's values, and skip row groups for it."""
+    is_text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    return not _is_vector(field) and (field.name == "key" or not is_text)
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema, *, row_group_rows: int = 100_000) -> None:

@@ -37,8 +37,8 @@ from laion_assets.formats.durable import (
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Output
 
-_MANIFEST_FORMAT: Final = 4
-_READ_FORMATS: Final = (1, 2, 3, _MANIFEST_FORMAT)
+_MANIFEST_FORMAT: Final = 5
+_READ_FORMATS: Final = (1, 2, 3, 4, _MANIFEST_FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,17 @@ class FileRecord:
     """Size in bytes and checksums (hexadecimal) of one file, and whether it is a log of the run."""
 
     bytes: int
-    sha256: str
     is_log: bool = False  # what manifests of format 1 and 2 do not say
-    xxh3_128: str | None = None  # nor those of format 3 this
+    blake3: str | None = None  # since format 5
+    xxh3_128: str | None = None  # since format 4
+    sha256: str | None = None  # until format 4
+
+    @property
+    def name(self) -> str:
+        """The checksum that names the contents."""
+        name = self.blake3 or self.sha256
+        assert name is not None
+        return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,7 @@ class Manifest:
     @property
     def data_version(self) -> str:
         """Hexadecimal digest of the files' names and contents, logs aside: equal bytes, equal version."""
-        return fingerprint({name: record.sha256 for name, record in self.files.items() if not record.is_log})
+        return fingerprint({name: record.name for name, record in self.files.items() if not record.is_log})
 
     @property
     def bytes(self) -> int:
@@ -267,9 +275,9 @@ def verify(output: Output) -> Manifest:
     manifest = require(output)
     for name, record in manifest.files.items():
         kind, recorded, checksum_of = (
-            ("sha256", record.sha256, sha256_of)
-            if record.xxh3_128 is None
-            else ("XXH3-128", record.xxh3_128, xxh3_128_of)
+            ("XXH3-128", record.xxh3_128, xxh3_128_of)
+            if record.xxh3_128 is not None
+            else ("sha256", record.sha256, sha256_of)
         )
         if (found := checksum_of(output.path(name))) != recorded:
             raise CorruptInput(
@@ -371,7 +379,14 @@ def _check_size(output: Output, name: str, record: FileRecord) -> None:
 def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafted: Sequence[str]) -> Manifest:
     """Put the drafted files and then the manifest in place; files that are not drafted are there already."""
     manifest = _describe(output, recipe, tally, output.draft if drafted else output.folder, started)
-    document = {"format": _MANIFEST_FORMAT, **asdict(manifest), "data_version": manifest.data_version}
+    # Not asdict, which copies deeply and takes a millisecond.
+    document = {
+        "format": _MANIFEST_FORMAT,
+        **vars(manifest),
+        "recipe": vars(recipe),
+        "files": {name: vars(record) for name, record in manifest.files.items()},
+        "data_version": manifest.data_version,
+    }
     draft = output.draft / output.manifest.name
     draft.write_bytes(seal(document))
     for name in (*drafted, draft.name):

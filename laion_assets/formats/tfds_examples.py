@@ -8,9 +8,9 @@ several times faster. Its features come in order of their names, so equal rows g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -108,8 +108,8 @@ def encode_embedding_examples(
         CorruptParquet: if a tag is none of the four.
     """
     body = [*_text("caption", rows), *_after_images(rows, image_embedding, text_embedding, path)]
-    head = _openings_of_examples(np.sum([_lengths(part) for part in body], axis=0))
-    return (_joined([head, *body]).to_pylist(),)
+    head = _openings_of_examples(sum(map(_lengths, body)))
+    return (_joined([*head, *body]).to_pylist(),)
 
 
 def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
@@ -119,14 +119,30 @@ def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
 
 # -- features of many examples at once ------------------------------------------------------------
 
+# A part of every example: a column of bytes, or the bytes that all have.
+_Part: TypeAlias = pa.Array | pa.Scalar
 
-def _around_pictures(rows: pa.RecordBatch, pictures: Sequence[bytes], after: Sequence[pa.Array]) -> Payloads:
+# The one protobuf tag byte of `Example.features`, `Features.feature`, the map entry's key, and the `value`
+# of each list (packed, for numbers): field 1, length-delimited.
+_FIELD_1: Final = b"\x0a"
+# The map entry's value: field 2, length-delimited.
+_FIELD_2: Final = b"\x12"
+# `Feature.kind`: bytes_list is field 1, float_list 2, int64_list 3.
+_BYTES: Final = b"\x0a"
+_FLOATS: Final = b"\x12"
+_INTEGERS: Final = b"\x1a"
+
+# Lengths of texts, sides of pictures and the like are below this; what is made of them is looked up.
+_SMALL: Final = 1 << 14
+
+
+def _around_pictures(rows: pa.RecordBatch, pictures: Sequence[bytes], after: Sequence[_Part]) -> Payloads:
     """Examples of a caption, a picture and the features after it; no picture is copied."""
     lengths = np.fromiter(map(len, pictures), np.int64, len(pictures))
     before = [*_text("caption", rows), _openings("image", _BYTES, lengths)]
     tail = _joined(after)
-    head = _openings_of_examples(np.sum([*map(_lengths, (*before, tail)), lengths], axis=0))
-    return _joined([head, *before]).to_pylist(), pictures, tail.to_pylist()
+    head = _openings_of_examples(lengths + sum(map(_lengths, (*before, tail))))
+    return _joined([*head, *before]).to_pylist(), pictures, tail.to_pylist()
 
 
 def _after_images(
@@ -134,7 +150,7 @@ def _after_images(
     image_embedding: npt.NDArray[np.float16],
     text_embedding: npt.NDArray[np.float16],
     path: Path,
-) -> list[pa.Array]:
+) -> list[_Part]:
     """Features ``image_embedding`` to ``url``, which both configs with vectors end with."""
     return [
         *_floats("image_embedding", image_embedding),
@@ -145,22 +161,23 @@ def _after_images(
     ]
 
 
-def _text(name: str, rows: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
+def _text(name: str, rows: pa.RecordBatch) -> tuple[_Part, _Part]:
     values = rows[name].cast(pa.large_binary())
     return _openings(name, _BYTES, _lengths(values)), values
 
 
-def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[pa.Array, pa.Array]:
+def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[_Part, _Part]:
     # tf.train.Example knows no float16: TFDS stores each element as float32 and casts it back on reading.
     stored = _blocks(values.astype("<f4") if values.dtype != np.float16 else as_float32(values))
-    return _openings(name, _FLOATS, _lengths(stored)), stored
+    (opening,) = _openings(name, _FLOATS, np.array([4 * values.shape[1]]))
+    return opening, stored
 
 
-def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[pa.Array]:
+def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[_Part]:
     """Features ``nsfw`` to ``similarity``, which follow each other in every config."""
-    yield _each("nsfw", _labels(rows["nsfw"], path))
-    yield _each("original_height", rows["original_height"])
-    yield _each("original_width", rows["original_width"])
+    yield _integers("nsfw", _labels(rows["nsfw"], path))
+    yield _integers("original_height", rows["original_height"])
+    yield _integers("original_width", rows["original_width"])
     # TFDS stores a float64 scalar as float32.
     yield from _floats("similarity", rows["similarity"].to_numpy()[:, None])
 
@@ -177,49 +194,90 @@ def _labels(tags: pa.Array, path: Path) -> pa.Array:
     return labels
 
 
-def _each(name: str, values: pa.Array) -> pa.Array:
+def _integers(name: str, values: pa.Array) -> pa.Array:
     """An integer feature of each row."""
-    if len(values) and pc.all(pc.and_(pc.less_equal(0, values), pc.less(values, _SMALL))).as_py():
-        return _small(name).take(values)
-    return _looked_up(values, lambda value: _integer(name, value))
+    return _of_small(partial(_small_integers, name), partial(_make_integers, name), values.to_numpy())
+
+
+def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:
+    """Everything of a feature before its ``length`` bytes of text, picture, packed floats or varints."""
+    return _of_small(partial(_small_openings, name, kind), partial(_make_openings, name, kind), lengths)
+
+
+def _openings_of_examples(lengths: npt.NDArray[np.int64]) -> tuple[_Part, _Part]:
+    return _bytes(_FIELD_1), _varints(lengths)
+
+
+def _varints(values: npt.NDArray[np.int64]) -> pa.Array:
+    return _of_small(_small_varints, _make_varints, values)
+
+
+def _of_small(
+    small: Callable[[], pa.Array],
+    make: Callable[[npt.NDArray[np.int64]], pa.Array],
+    values: npt.NDArray[np.int64],
+) -> pa.Array:
+    """What is made of each value, looked up where all of them are small."""
+    if len(values) and values.min() >= 0 and values.max() < _SMALL:
+        return small().take(pa.array(values))
+    return make(values)
 
 
 @cache
-def _small(name: str) -> pa.Array:
-    """An integer feature of every value up to ``_SMALL``: sides of pictures, too many to look up in turn."""
-    varints = _small_varints()
-    return _joined([_openings(name, _INTEGERS, _lengths(varints)), varints])
+def _small_integers(name: str) -> pa.Array:
+    return _make_integers(name, np.arange(_SMALL))
+
+
+@cache
+def _small_openings(name: str, kind: bytes) -> pa.Array:
+    return _make_openings(name, kind, np.arange(_SMALL))
 
 
 @cache
 def _small_varints() -> pa.Array:
-    """Those of 0 to ``_SMALL``, which are of one byte below 128 and of two from there on."""
-    numbers = np.arange(_SMALL)
-    longer = numbers[0x80:]
-    encoded = np.concatenate([numbers[:0x80], np.stack([longer & 0x7F | 0x80, longer >> 7], axis=1).ravel()])
-    ends = np.concatenate([[0], np.cumsum(np.where(numbers < 0x80, 1, 2))])
-    buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(encoded.astype(np.uint8))]
-    return pa.Array.from_buffers(pa.large_binary(), _SMALL, buffers)
+    return _make_varints(np.arange(_SMALL))
 
 
-def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:
-    return _looked_up(pa.array(lengths), lambda length: _opening(name, kind, length))
+def _make_integers(name: str, values: npt.NDArray[np.int64]) -> pa.Array:
+    varints = _varints(values)
+    return _joined([_make_openings(name, _INTEGERS, _lengths(varints)), varints])
 
 
-def _openings_of_examples(lengths: npt.NDArray[np.int64]) -> pa.Array:
-    return _looked_up(pa.array(lengths), lambda length: _FIELD_1 + _varint(length))
+def _make_openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:
+    # From the inside out, since each length counts what is inside: the list's value, the feature with its
+    # list, the map's entry with its key and feature, and all of it.
+    value = _varints(lengths)
+    feature = _varints(1 + _lengths(value) + lengths)
+    inside = 1 + _lengths(feature) + 1 + _lengths(value) + lengths
+    key = _FIELD_1 + bytes([len(name)]) + name.encode() + _FIELD_2
+    entry = _varints(inside)
+    whole = _varints(len(key) + _lengths(entry) + inside)
+    return _joined(
+        [_bytes(_FIELD_1), whole, _bytes(key), entry, _bytes(kind), feature, _bytes(_FIELD_1), value]
+    )
 
 
-def _looked_up(values: pa.Array, encode: Callable[[int], bytes]) -> pa.Array:
-    """What each value is encoded to; a batch has few different ones."""
-    distinct = values.dictionary_encode()
-    encoded = pa.array(map(encode, distinct.dictionary.to_pylist()), pa.large_binary())
-    return encoded.take(distinct.indices)
+def _make_varints(values: npt.NDArray[np.int64]) -> pa.Array:
+    """Protobuf's varints: seven bits a byte, the lowest first, and the eighth where more follow."""
+    # A negative int64 is the varint of its two's complement.
+    left = values.astype(np.int64).view(np.uint64)[:, None] >> (7 * np.arange(10, dtype=np.uint64))
+    is_there = left > 0
+    is_there[:, 0] = True
+    groups = (left & np.uint64(0x7F)).astype(np.uint8)
+    groups[:, :-1] |= is_there[:, 1:].astype(np.uint8) << 7
+    ends = np.cumsum([0, *np.count_nonzero(is_there, axis=1)])
+    buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(groups[is_there])]
+    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
 
 
-def _lengths(values: pa.Array) -> npt.NDArray[np.int64]:
-    lengths: npt.NDArray[np.int64] = pc.binary_length(values).to_numpy()
-    return lengths
+def _lengths(part: _Part) -> Any:  # noqa: ANN401 (an array, or a number)
+    """Bytes of a part: int64 (rows,), or a number where all rows have the same."""
+    lengths = pc.binary_length(part)
+    return lengths.as_py() if isinstance(lengths, pa.Scalar) else lengths.to_numpy()
+
+
+def _bytes(value: bytes) -> pa.Scalar:
+    return pa.scalar(value, pa.large_binary())
 
 
 def _blocks(values: npt.NDArray[Any]) -> pa.Array:
@@ -231,48 +289,5 @@ def _blocks(values: npt.NDArray[Any]) -> pa.Array:
     )
 
 
-def _joined(columns: Sequence[pa.Array]) -> pa.Array:
-    return pc.binary_join_element_wise(*columns, pa.scalar(b"", pa.large_binary()))
-
-
-# -- one feature ----------------------------------------------------------------------------------
-
-# The one protobuf tag byte of `Example.features`, `Features.feature`, the map entry's key, and the `value`
-# of each list (packed, for numbers): field 1, length-delimited.
-_FIELD_1: Final = b"\x0a"
-# The map entry's value: field 2, length-delimited.
-_FIELD_2: Final = b"\x12"
-# `Feature.kind`: bytes_list is field 1, float_list 2, int64_list 3.
-_BYTES: Final = b"\x0a"
-_FLOATS: Final = b"\x12"
-_INTEGERS: Final = b"\x1a"
-
-_TWO_TO_THE_64: Final = 1 << 64
-_SMALL: Final = 1 << 14
-
-
-# Few lengths make up most of a shard, and vectors have one.
-@lru_cache(maxsize=65_536)
-def _opening(name: str, kind: bytes, length: int) -> bytes:
-    """Everything of a feature before its ``length`` bytes of text, picture, packed floats or varints."""
-    value = _FIELD_1 + _varint(length)
-    feature = kind + _varint(len(value) + length)
-    key = _FIELD_1 + _varint(len(name)) + name.encode()
-    entry = key + _FIELD_2 + _varint(len(feature) + len(value) + length)
-    whole = len(entry) + len(feature) + len(value) + length
-    return _FIELD_1 + _varint(whole) + entry + feature + value
-
-
-def _integer(name: str, value: int) -> bytes:
-    # A negative int64 is the varint of its two's complement.
-    encoded = _varint(value % _TWO_TO_THE_64)
-    return _opening(name, _INTEGERS, len(encoded)) + encoded
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+def _joined(parts: Sequence[_Part]) -> pa.Array:
+    return pc.binary_join_element_wise(*parts, _bytes(b""))

@@ -69,7 +69,7 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
                 crcs = map(google_crc32c.extend, crcs, parts)
             checksums = map(_CHECKSUM.pack, _masked(np.fromiter(crcs, np.int64)).tolist())
             headers = map(_header, lengths.tolist())
-            file.write_all(list(chain.from_iterable(zip(headers, *batch, checksums, strict=True))))
+            file.write(b"".join(list(chain.from_iterable(zip(headers, *batch, checksums, strict=True)))))
             records += len(lengths)
             payload_bytes += int(lengths.sum())
     return RecordsSummary(records=records, payload_bytes=payload_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import xxhash
 from PIL import Image, ImageDraw, ImageFont
 
 from laion_assets.errors import CorruptTar
@@ -43,7 +43,7 @@ _PALE_INK: Final = (105, 105, 105)
 _PLACEHOLDER: Final = (225, 225, 225)
 _EDGE: Final = (205, 205, 205)
 
-_COLUMNS: Final = ("key", "caption", "nsfw", "similarity", "image_sha256", "tar_offset", "tar_bytes")
+_COLUMNS: Final = ("key", "caption", "nsfw", "similarity", "image_xxh3", "tar_offset", "tar_bytes")
 
 
 def draw_contact_sheet(
@@ -186,7 +186,7 @@ def _pictures(layout: Layout, shard: ShardId, rows: list[dict[str, Any]]) -> Ite
             offset, length = row["tar_offset"], row["tar_bytes"]
             inside = 0 <= offset <= offset + length <= size
             body = os.pread(file.fileno(), length, offset) if inside else b""
-            if hashlib.sha256(body).hexdigest() != row["image_sha256"]:
+            if xxhash.xxh3_128_hexdigest(body) != row["image_xxh3"]:
                 raise CorruptTar(
                     tar,
                     expected=f"the picture of key {row['key']} at byte {offset}",

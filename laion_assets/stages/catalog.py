@@ -152,7 +152,10 @@ _MANIFEST_COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "seconds": ("DOUBLE", "wall-clock time it took to make"),
     "data_version": ("VARCHAR", "digest of its files"),
     "counts": ("MAP(VARCHAR, BIGINT)", "what became of its rows, by name"),
-    "files": ("MAP(VARCHAR, STRUCT(bytes BIGINT, sha256 VARCHAR, is_log BOOLEAN))", "its files, by name"),
+    "files": (
+        "MAP(VARCHAR, STRUCT(bytes BIGINT, blake3 VARCHAR, xxh3_128 VARCHAR, is_log BOOLEAN))",
+        "its files, by name",
+    ),
 }
 
 _FROM_ELSEWHERE: Final = "column of the source, or one that img2dataset saved, as it is there"
@@ -186,7 +189,7 @@ _QUERIES: Final = (
     (
         "The pictures that are stored more than once.",
         (
-            "SELECT image_sha256, count(*) AS times, min(url) AS one_url FROM normalized_images "
+            "SELECT image_xxh3, count(*) AS times, min(url) AS one_url FROM normalized_images "
             "GROUP BY ALL HAVING times > 1 ORDER BY times DESC LIMIT 20"
         ),
     ),

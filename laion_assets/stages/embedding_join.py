@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import VECTOR_COLUMNS, embedding_join
-from laion_assets.vectors import as_float16, cosines, rows_at_a_time
+from laion_assets.vectors import BLOCK_ROWS, as_float16, cosines, rows_at_a_time
 
 CODE_VERSION: Final = "1"
 
@@ -98,24 +98,46 @@ def _join(
     with (
         npy.open_reader(Path(source.image_vectors.path), width=source.width, digest=image_digest) as images,
         npy.open_reader(Path(source.text_vectors.path), width=source.width, digest=text_digest) as texts,
-        parquet.open_writer(destination, schema, as_is=VECTOR_COLUMNS) as writer,
+        parquet.open_writer(destination, schema) as writer,
     ):
         for metadata in _read_metadata(Path(source.metadata.path), rows_at_a_time(source.width), counts):
-            of_images = as_float16(images.read(len(metadata)))
-            of_texts = as_float16(texts.read(len(metadata)))
-            cosine, bad = cosines(of_images, of_texts)
-            counts["bad_vectors"] += int(np.count_nonzero(bad))
-            differences.append(_differences(cosine, metadata["similarity"]))
+            found = _read_pairs(images, texts, len(metadata))
+            counts["bad_vectors"] += int(np.count_nonzero(found.bad))
+            differences.append(_differences(found.cosine, metadata["similarity"]))
             joined = {
                 **dict(zip(metadata.schema.names, metadata.columns, strict=True)),
-                "cosine": pa.array(cosine),
-                "image_embedding": vector_column(of_images),
-                "text_embedding": vector_column(of_texts),
+                "cosine": pa.array(found.cosine),
+                **dict(zip(VECTOR_COLUMNS, map(vector_column, (found.images, found.texts)), strict=True)),
             }
             writer.write_batch(pa.record_batch([joined[name] for name in schema.names], schema=schema))
         _check_bytes(shard, source.image_vectors, image_digest.hexdigest())
         _check_bytes(shard, source.text_vectors, text_digest.hexdigest())
     return dict(counts), np.concatenate(differences)
+
+
+class _Pairs(NamedTuple):
+    """Vectors of some rows, float16 (rows, width) each, their cosines, and whether either has none."""
+
+    images: npt.NDArray[np.float16]
+    texts: npt.NDArray[np.float16]
+    cosine: npt.NDArray[np.float32]
+    bad: npt.NDArray[np.bool_]
+
+
+def _read_pairs(images: npy.VectorReader, texts: npy.VectorReader, rows: int) -> _Pairs:
+    found = _Pairs(
+        images=np.empty((rows, images.width), "<f2"),
+        texts=np.empty((rows, texts.width), "<f2"),
+        cosine=np.empty(rows, np.float32),
+        bad=np.empty(rows, np.bool_),
+    )
+    # Few at a time, which are still in a core's cache when they are computed with.
+    for start in range(0, rows, BLOCK_ROWS):
+        block = slice(start, min(start + BLOCK_ROWS, rows))
+        found.images[block] = as_float16(images.read(block.stop - start))
+        found.texts[block] = as_float16(texts.read(block.stop - start))
+        found.cosine[block], found.bad[block] = cosines(found.images[block], found.texts[block])
+    return found
 
 
 # -- the metadata ---------------------------------------------------------------------------------

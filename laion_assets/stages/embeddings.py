@@ -21,12 +21,12 @@ from laion_assets.errors import (
     SourceUnavailable,
 )
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.checksums import Digest, checksums_of
+from laion_assets.formats.checksums import SourceDigest, source_checksums_of
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
-from laion_assets.vectors import as_float16, is_bad, norms, rows_at_a_time
+from laion_assets.vectors import BLOCK_ROWS, as_float16, is_bad, norms
 
 CODE_VERSION: Final = "3"
 
@@ -187,7 +187,7 @@ def _identity(path: Path) -> str:
 
 def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[EmbeddingSource, dict[str, int]]:
     columns, metadata_rows = _look_at_metadata(sources.metadata)
-    of_images, of_texts = Digest(), Digest()
+    of_images, of_texts = SourceDigest(), SourceDigest()
     with (
         npy.open_reader(sources.image_vectors, width=width, digest=of_images) as images,
         npy.open_reader(sources.text_vectors, width=width, digest=of_texts) as texts,
@@ -209,7 +209,7 @@ def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[Embedd
                 path=str(sources.metadata),
                 size_bytes=sources.metadata.stat().st_size,
                 columns=columns,
-                **asdict(checksums_of(sources.metadata)),
+                **asdict(source_checksums_of(sources.metadata)),
             ),
         )
     return record, counts
@@ -236,10 +236,9 @@ def _check_norms(images: npy.VectorReader, texts: npy.VectorReader, thresholds: 
     counts = Counter({"bad_image_vectors": 0, "bad_text_vectors": 0, "norm_off": 0, "bad_rows": 0})
     wrong = {images.path: 0, texts.path: 0}
     wrong_rows = 0
-    step = rows_at_a_time(images.width)
-    for _ in range(0, images.rows, step):
-        bad_images, off_images = _judge(images.read(step), thresholds)
-        bad_texts, off_texts = _judge(texts.read(step), thresholds)
+    for _ in range(0, images.rows, BLOCK_ROWS):
+        bad_images, off_images = _judge(images.read(BLOCK_ROWS), thresholds)
+        bad_texts, off_texts = _judge(texts.read(BLOCK_ROWS), thresholds)
         bad, off = bad_images | bad_texts, off_images | off_texts
         counts["bad_image_vectors"] += _count(bad_images)
         counts["bad_text_vectors"] += _count(bad_texts)
@@ -275,7 +274,7 @@ def _count(flags: npt.NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(flags))
 
 
-def _vector_source(reader: npy.VectorReader, digest: Digest) -> VectorSource:
+def _vector_source(reader: npy.VectorReader, digest: SourceDigest) -> VectorSource:
     return VectorSource(
         path=str(reader.path),
         size_bytes=reader.size_bytes,

@@ -274,7 +274,7 @@ def _write(destination: Path, taken: Sequence[_Taken], layout: Layout, width: in
         "embedding_shard": pa.array([str(row.place.shard) for row in taken], pa.string()),
         **dict(zip(VECTOR_COLUMNS, _read(layout, [row.place for row in taken], width), strict=True)),
     }
-    with parquet.open_writer(destination, schema, as_is=VECTOR_COLUMNS) as writer:
+    with parquet.open_writer(destination, schema) as writer:
         writer.write_table(
             pa.table([columns[name] for name in schema.names], schema=schema),
             row_group_size=rows_at_a_time(width),

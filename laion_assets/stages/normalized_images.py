@@ -6,7 +6,6 @@ completion order, failures included, so the n-th row is not the n-th picture of 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from PIL import Image
 
 from laion_assets.errors import CorruptTar
@@ -32,7 +32,7 @@ from laion_assets.picture_header import read_header
 from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SET_ASIDE_PREFIX, SetAside
 
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
 
 
 class _Picture(NamedTuple):
@@ -40,7 +40,7 @@ class _Picture(NamedTuple):
 
     width: int
     height: int
-    sha256: str
+    xxh3: str
     offset: int
     size: int
 
@@ -158,7 +158,7 @@ def _look_at_picture(
             return _Refused(SetAside.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
         if mode not in THREE_CHANNEL_MODES:
             return _Refused(SetAside.NOT_THREE_CHANNELS, f"mode {mode}")
-    return _Picture(width, height, hashlib.sha256(body).hexdigest(), offset, size)
+    return _Picture(width, height, xxhash.xxh3_128_hexdigest(body), offset, size)
 
 
 def _open(body: bytes, *, decode: bool) -> tuple[str, tuple[int, int]]:
@@ -203,7 +203,7 @@ def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[
             "original_width": pc.coalesce(rows["original_width"], widths),
             "height": heights,
             "width": widths,
-            "image_sha256": pa.array([picture.sha256 for picture in pictures], pa.string()),
+            "image_xxh3": pa.array([picture.xxh3 for picture in pictures], pa.string()),
             "tar_offset": pa.array([picture.offset for picture in pictures], pa.int64()),
             "tar_bytes": pa.array([picture.size for picture in pictures], pa.int64()),
         }

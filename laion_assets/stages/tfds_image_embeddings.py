@@ -15,7 +15,7 @@ from laion_assets.errors import MisalignedEmbeddings, MissingInput
 from laion_assets.formats import parquet, records, tfds, tfds_examples
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.tfrecord import Payloads
-from laion_assets.formats.vector_rows import VectorRows
+from laion_assets.formats.vector_rows import open_vector_rows
 from laion_assets.layout import Layout, ShardId
 from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_IMAGES, image_embeddings
 
@@ -99,9 +99,11 @@ def _examples(
 ) -> Iterator[Payloads]:
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     path = layout.image_embeddings(shard).only
-    joined = VectorRows(path, image_embeddings, width, asked_by=path, remedy=_REMEDY)
     first = 0
-    with tar.open("rb") as file:
+    with (
+        tar.open("rb") as file,
+        open_vector_rows(path, image_embeddings, width, asked_by=path, remedy=_REMEDY) as joined,
+    ):
         for batch in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=shard_pictures.AT_A_TIME):
             places_of_batch = places.slice(first, len(batch))
             first += len(batch)

@@ -56,6 +56,23 @@ def test_any_bytes_are_a_header_or_none(body, kind):
     assert found is None or min(found) >= 0
 
 
+@given(
+    first=st.lists(
+        st.sampled_from([b"\xff\xd8", b"\xff\xe0\x00\x04ab", b"\xff\xdb\x00\x09", b"\xff", b"\xff\xc8"])
+    ),
+    then=st.lists(
+        st.sampled_from([b"\xff\xc0\x00\x11\x08", b"\x01\x02\x03\x04\x03", b"\xff\xda\x00\x0c", b"\xff\xc2"])
+    ),
+    cut=st.integers(0, 9),
+)
+def test_a_usual_beginning_is_no_reason_to_look_elsewhere(first, then, cut):
+    body = b"\xff\xd8" + b"".join(first + then)
+    body = body[: len(body) - cut]
+    found = read_header(body)
+    # Fill bytes behind the signature mean nothing, and keep the usual frame out of where it is expected.
+    assert found == read_header(b"\xff\xd8" + b"\x00" * 2000 + body[2:])
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_header_cut_short_is_none(kind):
     body = encoded("RGB", (300, 200), kind)

@@ -41,7 +41,7 @@ def read_at(path, offsets):
 @pytest.mark.parametrize(("rows", "group_rows"), [(0, 10), (1, 10), (25, 10), (100_000, 60_000)])
 def test_values_are_where_it_says(tmp_path, rows, group_rows):
     path, table = tmp_path / "x.parquet", make(rows)
-    with parquet.open_writer(path, SCHEMA, as_is=("a", "b")) as writer:
+    with parquet.open_writer(path, SCHEMA) as writer:
         writer.write_table(table, row_group_size=group_rows)
     for name in ("a", "b"):
         offsets = value_offsets(path, name)
@@ -87,7 +87,7 @@ def test_statistics_in_a_page_are_no_integers(tmp_path):
 def test_a_damaged_header_leads_nowhere_else(tmp_path):
     path, table = tmp_path / "x.parquet", make(50)
     parquet.write_table(path, table, SCHEMA)
-    with parquet.open_writer(path, SCHEMA, as_is=("a", "b")) as writer:
+    with parquet.open_writer(path, SCHEMA) as writer:
         writer.write_table(table)
     whole, right = path.read_bytes(), value_offsets(path, "a")
     begin = pq.read_metadata(path).row_group(0).column(1).data_page_offset

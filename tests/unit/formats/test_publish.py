@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from laion_assets.errors import CorruptInput, CorruptManifest, DiskFull, MissingInput, ShardBusy
+from laion_assets.formats.checksums import sha256_of
 from laion_assets.formats.publish import Recipe, Tally, done, publish, read_manifest, require, verify, vouch
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.layout import Layout, ShardId
@@ -81,16 +82,21 @@ def test_a_flipped_byte_is_found_by_verify(output):
         verify(output)
 
 
-def test_manifests_without_a_quick_checksum_are_verified_by_the_other(output):
-    first = publish(output, RECIPE, writer(b"one", b"two"))
+@pytest.mark.parametrize(("older", "compared"), [(3, "sha256"), (4, "XXH3-128")])
+def test_manifests_of_older_versions_name_contents_by_sha256(output, older, compared):
+    publish(output, RECIPE, writer(b"one", b"two"))
     document = unseal(output.manifest.read_bytes())
-    for record in document["files"].values():
-        del record["xxh3_128"]
-    output.manifest.write_bytes(seal({**document, "format": 3}))
-    assert verify(output).data_version == first.data_version
-    assert publish(output, RECIPE, writer(b"one", b"two")).data_version == first.data_version
+    for name, record in document["files"].items():
+        del record["blake3"]
+        record["sha256"] = sha256_of(output.path(name))
+        if older == 3:
+            del record["xxh3_128"]
+    output.manifest.write_bytes(seal({**document, "format": older}))
+    version = fingerprint({name: sha256_of(output.path(name)) for name in document["files"]})
+    assert verify(output).data_version == version
+    assert publish(output, RECIPE, writer(b"one", b"two")).data_version == version
     output.path("00003.parquet").write_bytes(b"0ne")
-    with pytest.raises(CorruptInput, match="expected sha256"):
+    with pytest.raises(CorruptInput, match=f"expected {compared}"):
         verify(output)
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from embedding_inputs import WIDTH, cosines_of, metadata, pairs, place
 from spoiling import vouch_anew
@@ -125,7 +126,7 @@ def test_what_is_missing_or_damaged_is_named(layout):
 def test_vectors_that_are_not_stored_as_they_are_cannot_be_pointed_at(layout):
     join(layout, 30)
     output, schema = layout.embedding_join(SHARD), embedding_join(WIDTH)
-    parquet.write_table(output.only, parquet.read_table(output.only, schema), schema)
+    pq.write_table(parquet.read_table(output.only, schema), output.only, compression="zstd")
     vouch_anew(output)
     with pytest.raises(
         CorruptParquet, match=r"00003\.parquet: expected image_embedding as it is, found it in ZSTD"

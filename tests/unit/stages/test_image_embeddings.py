@@ -37,7 +37,7 @@ def publish_images(layout, samples, *, shard=SHARD, row_digits=4):
             "key": [f"{shard}{row:0{row_digits}d}" for row, _, _ in samples],
             "url": [url for _, url, _ in samples],
             "caption": [caption for _, _, caption in samples],
-            **dict.fromkeys(("nsfw", "license", "image_sha256"), pa.array([""] * len(samples), pa.string())),
+            **dict.fromkeys(("nsfw", "license", "image_xxh3"), pa.array([""] * len(samples), pa.string())),
             "similarity": pa.array([0.5] * len(samples), pa.float64()),
             **{
                 name: pa.array([1] * len(samples), NORMALIZED_IMAGES.field(name).type)

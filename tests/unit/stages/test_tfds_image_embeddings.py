@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tfds_inputs import Row, picture, vectors, write_image_inputs, write_image_v
 from laion_assets.errors import CorruptParquet, CorruptTar, MisalignedEmbeddings, MissingInput
 from laion_assets.formats.publish import Manifest, verify
 from laion_assets.formats.records import read_records
+from laion_assets.formats.tfds_examples import tag_counts
 from laion_assets.layout import Layout, ShardId
 from laion_assets.stages.tfds_image_embeddings import write_tfds_image_embeddings
 
@@ -61,6 +63,7 @@ def _check(layout: Layout, rows: Sequence[Row], chosen: Sequence[int]) -> None:
         "examples": len(chosen),
         "without_vectors": len(rows) - len(chosen),
         "payload_bytes": sum(map(len, records)),
+        **tag_counts(Counter(rows[number].nsfw for number in chosen)),
     }
     for row, record, *pair in zip(chosen, records, *_pairs(len(chosen)), strict=True):
         feature = tf_example_pb2.Example.FromString(record).features.feature
