@@ -15,7 +15,7 @@ from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, embeddin
 
 CODE_VERSION: Final = "1"
 
-_ROWS_AT_A_TIME: Final = 512
+_ROWS_AT_A_TIME: Final = 4096
 
 _REMEDY: Final = "Materialize normalized_embeddings again."
 

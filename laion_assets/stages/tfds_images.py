@@ -24,7 +24,7 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
 
     Raises:
         MissingInput: if the shard's tar, or a normalized table made from it, is not there yet.
-        CorruptTar: if what is in a picture's place is none that TFDS decodes to three channels.
+        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
         CorruptParquet: if the normalized table is damaged.
     """
     recipe = Recipe(code_version=CODE_VERSION, inputs=shard_pictures.require_pictures(shard, layout))
@@ -44,5 +44,5 @@ def _examples(shard: ShardId, layout: Layout, tags: Counter[str]) -> Iterator[Pa
     with tar.open("rb") as file:
         for rows in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=shard_pictures.AT_A_TIME):
             tags.update(rows["nsfw"].to_pylist())
-            pictures = list(shard_pictures.read_pictures(rows, file, tar))
+            pictures = shard_pictures.read_pictures(rows, file, tar)
             yield tfds_examples.encode_image_examples(rows, pictures, table)
