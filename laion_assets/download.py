@@ -38,6 +38,9 @@ _Result = TypeVar("_Result")
 # second, synced after each 600 to 800 (one virtual disk); two cores download some 300.
 _MOST_UNSYNCED: Final = 64
 
+# After how many new objects garbage is looked for; a URL makes some hundred that go by themselves.
+_NEW_OBJECTS: Final = 20_000
+
 # For each connection in flight: its socket, others idle for a moment, and the rest of the process. With less
 # than the bare sockets and the process's own, downloads would fail for our limits and look like the web's.
 _FILES_PER_CONNECTION: Final = 4
@@ -337,11 +340,15 @@ def _run_in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
 
     def run() -> _Result:
         # What is there already outlives the download, and need not be looked through for garbage again and
-        # again, which takes 70 ms each time with Dagster loaded.
+        # again, which takes 70 ms each time with Dagster loaded. Nor need thousands of tasks that wait, after
+        # every 700 new objects.
+        thresholds = gc.get_threshold()
         gc.freeze()
+        gc.set_threshold(_NEW_OBJECTS, *thresholds[1:])
         try:
             return asyncio.run(track())
         finally:
+            gc.set_threshold(*thresholds)
             gc.unfreeze()
 
     with ThreadPoolExecutor(1, thread_name_prefix="download") as thread:

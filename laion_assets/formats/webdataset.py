@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laion_assets.formats.large_file import LargeFile
 from laion_assets.formats.tar_headers import (
     BLOCK,
     END,
@@ -58,9 +59,7 @@ class TarWriter:
             raise ValueError(f"{name!r} cannot name a member")
         if len(body) > _MAX_SIZE:
             raise ValueError(f"{name}: {len(body)} bytes do not fit a ustar header")
-        self._file.write(_header(name, len(body)))
-        self._file.write(body)
-        self._file.write(bytes(-len(body) % BLOCK))
+        self._file.write(b"".join((_header(name, len(body)), body, bytes(-len(body) % BLOCK))))
         member = Member(offset=self._offset + BLOCK, size=len(body))
         self._offset = member.offset + len(body) + -len(body) % BLOCK
         return member
@@ -73,7 +72,7 @@ class TarWriter:
 @contextmanager
 def open_tar(path: Path) -> Iterator[TarWriter]:
     """A writer; the tar is ended only if the block ends without an exception."""
-    with path.open("wb") as file:
+    with LargeFile(path) as file:
         writer = TarWriter(file)
         yield writer
         writer.end()
@@ -142,18 +141,31 @@ def is_ours(path: Path) -> bool:
 
 def _header(name: str, size: int) -> bytes:
     """One ustar header (POSIX.1-1988)."""
-    fields = (
-        name.encode("ascii").ljust(100, b"\0"),
-        b"0000644\0",  # mode
-        b"0000000\0",  # user
-        b"0000000\0",  # group
-        b"%011o\0" % size,
-        b"00000000000\0",  # time
-        b" " * 8,  # checksum, as if blank
+    encoded, octal = name.encode("ascii"), b"%011o" % size
+    checksum = _SUM_OF_THE_SAME + sum(encoded) + sum(octal)
+    return b"".join(
+        (
+            encoded.ljust(100, b"\0"),
+            _BEFORE_SIZE,
+            octal,
+            _BEFORE_CHECKSUM,
+            b"%06o" % checksum,
+            _AFTER_CHECKSUM,
+        )
+    )
+
+
+# What all headers have between name, size and checksum.
+_BEFORE_SIZE: Final = b"0000644\0" + b"0000000\0" * 2  # mode, user, group
+_BEFORE_CHECKSUM: Final = b"\0" + b"00000000000\0"  # time
+_AFTER_CHECKSUM: Final = b"".join(
+    (
+        b"\0 ",
         b"0".ljust(101, b"\0"),  # plain file, no link
         b"ustar\x0000",
         _OWNER.ljust(32, b"\0"),
         bytes(BLOCK - 297),
     )
-    block = b"".join(fields)
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+)
+# The checksum itself counts as eight spaces.
+_SUM_OF_THE_SAME: Final = sum(_BEFORE_SIZE + _BEFORE_CHECKSUM + b" " * 8 + _AFTER_CHECKSUM[2:])
