@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from laion_assets.formats.hugging_face import Part, columns
+from laion_assets.formats.sealed import fingerprint
 from laion_assets.formats.tfds import SPLIT, About
 
 CARD_FILE: Final = "README.md"
@@ -81,6 +82,9 @@ def card(parts: Sequence[Part], about: About) -> str:
 
 def _config(part: Part, *, is_first: bool) -> Iterator[str]:
     yield f"- config_name: {part.config}"
+    # datasets 5.2 names its cache by this text and the folder's last name, and looks at no file (load.py,
+    # LocalDatasetModuleFactory): without a word that changes with them, it would show others' or old data.
+    yield f"  description: data version {fingerprint(dict(part.files))}"
     yield "  data_files:"
     yield f"  - split: {SPLIT}"
     yield f"    path: {part.pattern}"
