@@ -25,7 +25,7 @@ from laion_assets.schema import (
 )
 from laion_assets.shard_pictures import AT_A_TIME, read_pictures
 
-# Pictures that are in memory together, but for one.
+# Pictures that are in memory together, besides one.
 _PICTURE_BYTES: Final = 64 << 20
 
 _REMEDY: Final = "Materialize {} again."

@@ -75,13 +75,14 @@ def write_parquet_shard(
         width: elements of a vector; of no meaning to ``images``.
 
     Raises:
-        MissingInput: if the TFDS shard or what it was made from is not there, or was made again after it.
+        MissingInput: if the TFDS shard or what it was made from is not there, or was made again after it, or
+            with vectors of another width.
         MisalignedEmbeddings: if vectors and rows do not belong together.
         CorruptTar: if what is in a picture's place is none that TFDS decodes to three channels.
         CorruptParquet: if a table is damaged, or holds vectors of another width.
         CorruptInput: if a file that is read is not the one its manifest vouches for.
     """
-    inputs = _inputs(config, shard, layout)
+    inputs = _inputs(config, shard, layout, width)
     recipe = Recipe(code_version=CODE_VERSION, settings=tfds.settings_of(config, width), inputs=inputs)
     output = layout.parquet_shard(config, shard)
     table = layout.normalized_table(shard)
@@ -98,15 +99,19 @@ def write_parquet_shard(
     return publish(output, recipe, write, reads=[output_of(layout, stage, str(shard)) for stage in inputs])
 
 
-def _inputs(config: tfds.Config, shard: ShardId, layout: Layout) -> Mapping[str, str]:
+def _inputs(config: tfds.Config, shard: ShardId, layout: Layout, width: int) -> Mapping[str, str]:
     """What a TFDS shard was made from, by data version, all of which is there still."""
     built = layout.tfds_shard(config, shard)
-    inputs = require(built).recipe.inputs
-    for stage, data_version in inputs.items():
+    recipe = require(built).recipe
+    if recipe.settings != tfds.settings_of(config, width):
+        raise MissingInput(
+            f"{built} was not written with vectors of {width} elements: materialize {built.stage} again"
+        )
+    for stage, data_version in recipe.inputs.items():
         source = output_of(layout, stage, str(shard))
         if require(source).data_version != data_version:
             raise MissingInput(f"{source} was made again after {built}: materialize {built.stage} first")
-    return inputs
+    return recipe.inputs
 
 
 def _batches(config: tfds.Config, shard: ShardId, layout: Layout, width: int) -> Iterator[Batch]:
