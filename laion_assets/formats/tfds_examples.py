@@ -117,27 +117,6 @@ def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
     return {f"{TAG_PREFIX}{tag}": tags.get(tag, 0) for tag in NSFW_TAGS}
 
 
-def labels(tags: pa.Array, path: Path) -> pa.Array:
-    """Places of tags among the four, int32 (rows,).
-
-    Args:
-        tags: strings.
-        path: the file that they come from, for the error.
-
-    Raises:
-        CorruptParquet: if a tag is none of the four.
-    """
-    found = pc.index_in(tags, value_set=pa.array(NSFW_TAGS))
-    if found.null_count:
-        raise CorruptParquet(
-            path,
-            expected=f"nsfw to be one of {', '.join(NSFW_TAGS)}",
-            found=repr(tags.filter(pc.is_null(found))[0].as_py()),
-            remedy="Delete its manifest to have it made again.",
-        )
-    return found
-
-
 # -- features of many examples at once ------------------------------------------------------------
 
 # A part of every example: a column of bytes, or the bytes that all have.
@@ -201,6 +180,27 @@ def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[_Part]:
     yield _integers("original_width", rows["original_width"])
     # TFDS stores a float64 scalar as float32.
     yield from _floats("similarity", rows["similarity"].to_numpy()[:, None])
+
+
+def labels(tags: pa.Array, path: Path) -> pa.Array:
+    """Places of tags among the four, int32 (rows,).
+
+    Args:
+        tags: strings.
+        path: the file that they come from, for the error.
+
+    Raises:
+        CorruptParquet: if a tag is none of the four.
+    """
+    found = pc.index_in(tags, value_set=pa.array(NSFW_TAGS))
+    if found.null_count:
+        raise CorruptParquet(
+            path,
+            expected=f"nsfw to be one of {', '.join(NSFW_TAGS)}",
+            found=repr(tags.filter(pc.is_null(found))[0].as_py()),
+            remedy="Delete its manifest to have it made again.",
+        )
+    return found
 
 
 def _integers(name: str, values: pa.Array) -> pa.Array:

@@ -8,7 +8,7 @@ is built beside it, so that a reader finds one export or the other, with checksu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,11 +159,17 @@ def publish_export(
     export = _Export(layout=layout, shards=found, width=width)
     manifest = publish(layout.export(), export.recipe, export.write, also_intact=export.is_intact)
     for config in CONFIGS:
-        kept = set(shards.get(config, ()))
-        for key in partitions_beside(layout.parquet_shard(config, ShardId(0))):
-            if ShardId.parse(key) not in kept:
-                withdraw(layout.parquet_shard(config, ShardId.parse(key)))
+        _remove_others(config, layout, kept=set(shards.get(config, ())))
     return manifest
+
+
+def _remove_others(config: tfds.Config, layout: Layout, *, kept: Collection[ShardId]) -> None:
+    folder = layout.parquet_shard(config, ShardId(0)).folder
+    # By their files, since a run that was killed here has left some without a manifest.
+    keys = {path.name.split(".")[0] for path in folder.iterdir()} if folder.is_dir() else set()
+    for shard in map(ShardId.parse, sorted(filter(str.isdecimal, keys))):
+        if shard not in kept:
+            withdraw(layout.parquet_shard(config, shard))
 
 
 @dataclass(frozen=True, kw_only=True)
