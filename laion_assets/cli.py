@@ -292,7 +292,7 @@ def export(
     check_room_for_export(settings, stage.built_shards(layout, chosen))
 
     def watch(work: Sequence[stage.Work]) -> Iterable[stage.Work]:
-        return track(work, "export", console=console, transient=True)
+        return track(work, "export", console=console, transient=True, disable=not console.is_terminal)
 
     manifest = stage.export(layout, chosen, settings.embeddings.width, watch)
     counts = manifest.counts

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from offline_libraries import offline_libraries
 from tfds_datasets import Dataset, publish_embeddings, publish_image_embeddings, publish_images
 
 from laion_assets.layout import Layout
@@ -21,21 +20,7 @@ WIDTH = 24
 
 @pytest.fixture(scope="session", autouse=True)
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Skip where one is missing, but not in CI; they look at these variables when they are imported."""
-    for name in ("datasets", "mlcroissant"):
-        if importlib.util.find_spec(name) is None:
-            message = f"{name} is missing: pip install 'laion_assets[verify]'"
-            if os.environ.get("CI") == "true":
-                pytest.fail(message)
-            pytest.skip(message)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
-            patch.setenv(name, "1")
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hugging_face")))
-        import datasets
-
-        assert datasets.config.HF_HUB_OFFLINE
-        datasets.disable_progress_bars()
+    with offline_libraries(tmp_path_factory.mktemp("hugging_face")):
         yield
 
 
