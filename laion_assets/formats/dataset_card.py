@@ -40,7 +40,7 @@ configs:
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("path/of/this/folder", "{first}", split="{split}", streaming=True)
+dataset = load_dataset("path/of/this/folder", "{first}", split="{split}")
 ```
 
 A shard keeps its number; one that is missing is not made yet, or has no rows. `sha256sum -c SHA256SUMS`
