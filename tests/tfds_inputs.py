@@ -17,6 +17,7 @@ from PIL import Image
 
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
+from laion_assets.formats.tfrecord import Payloads
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,
@@ -54,6 +55,11 @@ class Row:
             "original_width",
         ]
         return {name: getattr(self, name) for name in names}
+
+
+def payloads_of(payloads: Sequence[bytes]) -> Payloads:
+    """Whole payloads, as those who write records take them."""
+    return (pa.array(payloads, pa.large_binary()),)
 
 
 def picture(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from laion_assets.errors import CorruptRecords, SettingsError
-from laion_assets.formats.tfrecord import Payloads, RecordsSummary
+from laion_assets.formats.tfrecord import Payloads, RecordsSummary, join
 
 # Each record is found by itself, and none is compressed: neither pictures nor vectors become smaller by it,
 # and it takes five times as long.
@@ -45,9 +45,8 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
     try:
         writer = package.ArrayRecordWriter(os.fspath(path), _OPTIONS)
         try:
-            for batch in batches:
-                for parts in zip(*batch, strict=True):
-                    payload = b"".join(parts)
+            for payloads in batches:
+                for payload in join(payloads).to_pylist():
                     writer.write(payload)
                     records += 1
                     payload_bytes += len(payload)

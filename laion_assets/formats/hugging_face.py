@@ -9,12 +9,13 @@ null it does not heed the second. Knows nothing of stages.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from laion_assets.formats import parquet
 from laion_assets.formats.tfds import NSFW_TAGS, SPLIT, Config
@@ -53,7 +54,7 @@ class Batch(NamedTuple):
     """Rows of a normalized table with what belongs to each; None where the config has none."""
 
     rows: pa.RecordBatch
-    pictures: Sequence[bytes] | None = None
+    pictures: pa.Array | None = None
     vectors: Pair | None = None
 
 
@@ -160,13 +161,10 @@ def write_shard(
 def _encode(batch: Batch, declared: pa.Schema, width: int, table: Path) -> pa.RecordBatch:
     made = {"nsfw": labels(batch.rows["nsfw"], table).cast(pa.int64())}
     if batch.pictures is not None:
-        names = [
-            f"{key}.{'png' if picture.startswith(_PNG_SIGNATURE) else 'jpg'}"
-            for key, picture in zip(batch.rows["key"].to_pylist(), batch.pictures, strict=True)
-        ]
-        made[_IMAGE] = pa.StructArray.from_arrays(
-            [pa.array(batch.pictures, pa.binary()), pa.array(names, pa.string())], ["bytes", "path"]
-        )
+        pictures = batch.pictures.cast(pa.binary())
+        is_png = pc.starts_with(pictures, _PNG_SIGNATURE)
+        names = pc.binary_join_element_wise(batch.rows["key"], pc.if_else(is_png, ".png", ".jpg"), "")
+        made[_IMAGE] = pa.StructArray.from_arrays([pictures, names], ["bytes", "path"])
     if batch.vectors is not None:
         for name, values in zip(VECTOR_COLUMNS, batch.vectors, strict=True):
             made[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)

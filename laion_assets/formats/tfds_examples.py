@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptParquet, CorruptRecords
 from laion_assets.formats.tfds import NSFW_TAGS
-from laion_assets.formats.tfrecord import Payloads
+from laion_assets.formats.tfrecord import Part, Payloads, as_column, join, lengths_of
 from laion_assets.schema import TAG_PREFIX
 from laion_assets.vectors import as_float32
 
@@ -53,12 +53,12 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
     return features
 
 
-def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path: Path) -> Payloads:
+def encode_image_examples(rows: pa.RecordBatch, pictures: pa.Array, path: Path) -> Payloads:
     """Examples of the config ``images``, each a serialized ``tf.train.Example`` around its picture.
 
     Args:
         rows: rows of a normalized table.
-        pictures: the JPEG or PNG file of each.
+        pictures: the JPEG or PNG file of each, large_binary.
         path: the file that the rows come from, for the error.
 
     Raises:
@@ -70,7 +70,7 @@ def encode_image_examples(rows: pa.RecordBatch, pictures: Sequence[bytes], path:
 
 def encode_image_embedding_examples(
     rows: pa.RecordBatch,
-    pictures: Sequence[bytes],
+    pictures: pa.Array,
     image_embedding: npt.NDArray[np.float16],
     text_embedding: npt.NDArray[np.float16],
     path: Path,
@@ -79,7 +79,7 @@ def encode_image_embedding_examples(
 
     Args:
         rows: rows of a normalized table.
-        pictures: the JPEG or PNG file of each.
+        pictures: the JPEG or PNG file of each, large_binary.
         image_embedding: their pictures' vectors, float16 (rows, width).
         text_embedding: their captions' vectors, of the same shape.
         path: the file that the rows come from, for the error.
@@ -107,9 +107,7 @@ def encode_embedding_examples(
     Raises:
         CorruptParquet: if a tag is none of the four.
     """
-    body = [*_text("caption", rows), *_after_images(rows, image_embedding, text_embedding, path)]
-    head = _openings_of_examples(sum(map(_lengths, body)))
-    return (_joined([*head, *body]).to_pylist(),)
+    return _of_features(*_text("caption", rows), *_after_images(rows, image_embedding, text_embedding, path))
 
 
 def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
@@ -118,9 +116,6 @@ def tag_counts(tags: Mapping[str, int]) -> dict[str, int]:
 
 
 # -- features of many examples at once ------------------------------------------------------------
-
-# A part of every example: a column of bytes, or the bytes that all have.
-_Part: TypeAlias = pa.Array | pa.Scalar
 
 # The one protobuf tag byte of `Example.features`, `Features.feature`, the map entry's key, and the `value`
 # of each list (packed, for numbers): field 1, length-delimited.
@@ -132,17 +127,19 @@ _BYTES: Final = b"\x0a"
 _FLOATS: Final = b"\x12"
 _INTEGERS: Final = b"\x1a"
 
-# Lengths of texts, sides of pictures and the like are below this; what is made of them is looked up.
-_SMALL: Final = 1 << 14
+# Lengths of texts and sides of pictures are mostly below this; what is made of them is looked up. To make the
+# tables takes as long as to do without them for as many rows.
+_SMALL: Final = 1 << 11
 
 
-def _around_pictures(rows: pa.RecordBatch, pictures: Sequence[bytes], after: Sequence[_Part]) -> Payloads:
-    """Examples of a caption, a picture and the features after it; no picture is copied."""
-    lengths = np.fromiter(map(len, pictures), np.int64, len(pictures))
-    before = [*_text("caption", rows), _openings("image", _BYTES, lengths)]
-    tail = _joined(after)
-    head = _openings_of_examples(lengths + sum(map(_lengths, (*before, tail))))
-    return _joined([*head, *before]).to_pylist(), pictures, tail.to_pylist()
+def _of_features(*parts: Part) -> Payloads:
+    return _bytes(_FIELD_1), _varints(sum(map(lengths_of, parts))), *parts
+
+
+def _around_pictures(rows: pa.RecordBatch, pictures: pa.Array, after: Sequence[Part]) -> Payloads:
+    """Examples of a caption, a picture and the features after it."""
+    opening = _openings("image", _BYTES, lengths_of(pictures))
+    return _of_features(*_text("caption", rows), opening, pictures, *after)
 
 
 def _after_images(
@@ -150,7 +147,7 @@ def _after_images(
     image_embedding: npt.NDArray[np.float16],
     text_embedding: npt.NDArray[np.float16],
     path: Path,
-) -> list[_Part]:
+) -> list[Part]:
     """Features ``image_embedding`` to ``url``, which both configs with vectors end with."""
     return [
         *_floats("image_embedding", image_embedding),
@@ -161,19 +158,19 @@ def _after_images(
     ]
 
 
-def _text(name: str, rows: pa.RecordBatch) -> tuple[_Part, _Part]:
+def _text(name: str, rows: pa.RecordBatch) -> tuple[Part, Part]:
     values = rows[name].cast(pa.large_binary())
-    return _openings(name, _BYTES, _lengths(values)), values
+    return _openings(name, _BYTES, lengths_of(values)), values
 
 
-def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[_Part, _Part]:
+def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[Part, Part]:
     # tf.train.Example knows no float16: TFDS stores each element as float32 and casts it back on reading.
-    stored = _blocks(values.astype("<f4") if values.dtype != np.float16 else as_float32(values))
+    stored = as_column(values.astype("<f4") if values.dtype != np.float16 else as_float32(values))
     (opening,) = _openings(name, _FLOATS, np.array([4 * values.shape[1]]))
     return opening, stored
 
 
-def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[_Part]:
+def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[Part]:
     """Features ``nsfw`` to ``similarity``, which follow each other in every config."""
     yield _integers("nsfw", labels(rows["nsfw"], path))
     yield _integers("original_height", rows["original_height"])
@@ -213,10 +210,6 @@ def _openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Arra
     return _of_small(partial(_small_openings, name, kind), partial(_make_openings, name, kind), lengths)
 
 
-def _openings_of_examples(lengths: npt.NDArray[np.int64]) -> tuple[_Part, _Part]:
-    return _bytes(_FIELD_1), _varints(lengths)
-
-
 def _varints(values: npt.NDArray[np.int64]) -> pa.Array:
     return _of_small(_small_varints, _make_varints, values)
 
@@ -249,54 +242,37 @@ def _small_varints() -> pa.Array:
 
 def _make_integers(name: str, values: npt.NDArray[np.int64]) -> pa.Array:
     varints = _varints(values)
-    return _joined([_make_openings(name, _INTEGERS, _lengths(varints)), varints])
+    return join([_make_openings(name, _INTEGERS, lengths_of(varints)), varints])
 
 
 def _make_openings(name: str, kind: bytes, lengths: npt.NDArray[np.int64]) -> pa.Array:
     # From the inside out, since each length counts what is inside: the list's value, the feature with its
     # list, the map's entry with its key and feature, and all of it.
     value = _varints(lengths)
-    feature = _varints(1 + _lengths(value) + lengths)
-    inside = 1 + _lengths(feature) + 1 + _lengths(value) + lengths
+    feature = _varints(1 + lengths_of(value) + lengths)
+    inside = 1 + lengths_of(feature) + 1 + lengths_of(value) + lengths
     key = _FIELD_1 + bytes([len(name)]) + name.encode() + _FIELD_2
     entry = _varints(inside)
-    whole = _varints(len(key) + _lengths(entry) + inside)
-    return _joined(
-        [_bytes(_FIELD_1), whole, _bytes(key), entry, _bytes(kind), feature, _bytes(_FIELD_1), value]
-    )
+    whole = _varints(len(key) + lengths_of(entry) + inside)
+    return join([_bytes(_FIELD_1), whole, _bytes(key), entry, _bytes(kind), feature, _bytes(_FIELD_1), value])
 
 
 def _make_varints(values: npt.NDArray[np.int64]) -> pa.Array:
     """Protobuf's varints: seven bits a byte, the lowest first, and the eighth where more follow."""
     # A negative int64 is the varint of its two's complement.
-    left = values.astype(np.int64).view(np.uint64)[:, None] >> (7 * np.arange(10, dtype=np.uint64))
+    unsigned = values.astype(np.int64).view(np.uint64)
+    most = -(-int(unsigned.max(initial=1)).bit_length() // 7)
+    left = unsigned[:, None] >> (7 * np.arange(most, dtype=np.uint64))
     is_there = left > 0
     is_there[:, 0] = True
     groups = (left & np.uint64(0x7F)).astype(np.uint8)
     groups[:, :-1] |= is_there[:, 1:].astype(np.uint8) << 7
-    ends = np.cumsum([0, *np.count_nonzero(is_there, axis=1)])
-    buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(groups[is_there])]
-    return pa.Array.from_buffers(pa.large_binary(), len(values), buffers)
-
-
-def _lengths(part: _Part) -> Any:  # noqa: ANN401 (an array, or a number)
-    """Bytes of a part: int64 (rows,), or a number where all rows have the same."""
-    lengths = pc.binary_length(part)
-    return lengths.as_py() if isinstance(lengths, pa.Scalar) else lengths.to_numpy()
+    ends = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(is_there.sum(axis=1), out=ends[1:])
+    return pa.Array.from_buffers(
+        pa.large_binary(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(groups[is_there])]
+    )
 
 
 def _bytes(value: bytes) -> pa.Scalar:
     return pa.scalar(value, pa.large_binary())
-
-
-def _blocks(values: npt.NDArray[Any]) -> pa.Array:
-    """The bytes of each row of an array, as a column."""
-    rows, row_bytes = len(values), values.itemsize * values.shape[1]
-    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * row_bytes)
-    return pa.Array.from_buffers(
-        pa.large_binary(), rows, [None, ends, pa.py_buffer(np.ascontiguousarray(values))]
-    )
-
-
-def _joined(parts: Sequence[_Part]) -> pa.Array:
-    return pc.binary_join_element_wise(*parts, _bytes(b""))

@@ -9,17 +9,19 @@ elsewhere can tell.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, repeat
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from struct import Struct
-from typing import Any, BinaryIO, Final, NoReturn, overload
+from typing import Any, BinaryIO, Final, NoReturn, TypeAlias, overload
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptRecords
 from laion_assets.formats.large_file import LargeFile
@@ -36,9 +38,10 @@ _MASK_DELTA: Final = 0xA282EAD8
 
 _BUFFER_BYTES: Final = 1 << 20
 
-Payloads = tuple[Sequence[bytes], ...]
-"""Payloads, in parts that follow each other, so that a picture is copied just once, to be written: part j of
-payload i is ``payloads[j][i]``."""
+Part: TypeAlias = pa.Array | pa.Scalar
+"""A part of every payload: a large_binary array, or a scalar where all have the same bytes."""
+Payloads: TypeAlias = tuple[Part, ...]
+"""Payloads of some records, in parts that follow each other and are joined just once, in the file's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +64,39 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
         How many records were written, and the bytes of their payloads.
     """
     records = payload_bytes = 0
-    with LargeFile(path) as file:
-        for batch in batches:
-            lengths = np.sum([np.fromiter(map(len, parts), np.int64) for parts in batch], axis=0)
-            crcs: Iterable[int] = repeat(0)
-            for parts in batch:
-                crcs = map(google_crc32c.extend, crcs, parts)
-            checksums = map(_CHECKSUM.pack, _masked(np.fromiter(crcs, np.int64)).tolist())
-            headers = map(_header, lengths.tolist())
-            file.write(b"".join(list(chain.from_iterable(zip(headers, *batch, checksums, strict=True)))))
-            records += len(lengths)
-            payload_bytes += int(lengths.sum())
+    with LargeFile(path, cached=False) as file:
+        for payloads in batches:
+            ends, framed = _framed(payloads)
+            file.write(framed)
+            records += len(ends) - 1
+            payload_bytes += len(framed) - FRAMING_BYTES * (len(ends) - 1)
     return RecordsSummary(records=records, payload_bytes=payload_bytes)
 
 
 def frame(payload: bytes) -> bytes:
     """One record."""
-    return _header(len(payload)) + payload + _checksum(payload)
+    length = _LENGTH.pack(len(payload))
+    return length + _checksum(length) + payload + _checksum(payload)
+
+
+def lengths_of(part: Part) -> Any:  # noqa: ANN401 (an array, or a number)
+    """Bytes of a part: int64 (records,), or a number where all records have the same."""
+    lengths = pc.binary_length(part)
+    return lengths.as_py() if isinstance(lengths, pa.Scalar) else lengths.to_numpy()
+
+
+def join(parts: Iterable[Part]) -> pa.Array:
+    """Parts one after another: a large_binary array."""
+    return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
+
+
+def as_column(values: npt.NDArray[Any]) -> pa.Array:
+    """The bytes of each row of an array of shape (records, anything), as a part."""
+    rows, row_bytes = len(values), values.itemsize * values.shape[1]
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * row_bytes)
+    return pa.Array.from_buffers(
+        pa.large_binary(), rows, [None, ends, pa.py_buffer(np.ascontiguousarray(values))]
+    )
 
 
 def read_records(path: Path, *, expected: RecordsSummary | None = None) -> Iterator[bytes]:
@@ -137,11 +156,45 @@ def _read_payload(file: BinaryIO, header: bytes, left: int, path: Path, record: 
     return payload
 
 
-# Few lengths make up most of a file, so their headers are worth keeping.
-@lru_cache(maxsize=65_536)
-def _header(length: int) -> bytes:
-    encoded = _LENGTH.pack(length)
-    return encoded + _checksum(encoded)
+def _framed(payloads: Payloads) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Where each record ends (the first value: where the first begins), and the records' bytes."""
+    room = pa.scalar(bytes(_CHECKSUM.size), pa.large_binary())
+    joined = join([_headers(sum(map(lengths_of, payloads))), *payloads, room])
+    _, ends_buffer, bytes_buffer = joined.buffers()
+    ends = np.frombuffer(ends_buffer, np.int64, len(joined) + 1)
+    if not len(joined):
+        return ends, memoryview(b"")
+    # Nobody else has seen the array, so the checksums may still be put into its bytes.
+    framed = np.frombuffer(bytes_buffer, np.uint8, int(ends[-1]))
+    places = pairwise(ends.tolist())
+    payload = (framed[begin + HEADER_BYTES : end - _CHECKSUM.size] for begin, end in places)
+    checksums = _masked(np.fromiter(map(google_crc32c.value, payload), np.int64, len(joined)))
+    framed[ends[1:, None] - np.arange(_CHECKSUM.size, 0, -1)] = _little_endian(checksums)
+    return ends, framed.data
+
+
+def _headers(lengths: npt.NDArray[np.int64]) -> pa.Array:
+    encoded = lengths.astype("<u8")[:, None].view(np.uint8)
+    # A crc is linear: what each byte changes of it can be added up (without carrying).
+    crcs = _crc_of_zero() ^ np.bitwise_xor.reduce(_crc_changes()[np.arange(_LENGTH.size), encoded], axis=1)
+    return as_column(np.concatenate([encoded, _little_endian(_masked(crcs))], axis=1))
+
+
+@cache
+def _crc_of_zero() -> int:
+    return int(google_crc32c.value(_LENGTH.pack(0)))
+
+
+@cache
+def _crc_changes() -> npt.NDArray[np.int64]:
+    """What each value of each byte of a length changes of the crc: (bytes, values)."""
+    lengths = (_LENGTH.pack(value << 8 * place) for place in range(_LENGTH.size) for value in range(256))
+    changes = (google_crc32c.value(length) ^ _crc_of_zero() for length in lengths)
+    return np.fromiter(changes, np.int64).reshape(_LENGTH.size, 256)
+
+
+def _little_endian(checksums: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    return checksums.astype("<u4")[:, None].view(np.uint8)
 
 
 def _checksum(data: bytes) -> bytes:

@@ -78,7 +78,7 @@ def write_parquet_shard(
         MissingInput: if the TFDS shard or what it was made from is not there, or was made again after it, or
             with vectors of another width.
         MisalignedEmbeddings: if vectors and rows do not belong together.
-        CorruptTar: if what is in a picture's place is none that TFDS decodes to three channels.
+        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
         CorruptParquet: if a table is damaged, or holds vectors of another width.
         CorruptInput: if a file that is read is not the one its manifest vouches for.
     """

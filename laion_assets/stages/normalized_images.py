@@ -127,11 +127,12 @@ def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> list[_Pict
         )
     places = pictures.take(pc.index_in(stems, value_set=pictures["stem"].combine_chunks()))
     columns = (places[name].to_pylist() for name in ("extension", "offset", "size"))
-    with tar.open("rb") as file:
+    with tar.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
         return [
             _Refused(SetAside.MISSING_IMAGE, _what_else(members, stem))
             if extension is None
-            else _look_at_picture(file.fileno(), extension, offset, size, decode=decode)
+            else _look_at_picture(descriptor, extension, offset, size, decode=decode)
             for stem, extension, offset, size in zip(stems.to_pylist(), *columns, strict=True)
         ]
 

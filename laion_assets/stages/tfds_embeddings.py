@@ -15,7 +15,7 @@ from laion_assets.shard_rows import read_embedding_rows
 
 CODE_VERSION: Final = "1"
 
-_ROWS_AT_A_TIME: Final = 512
+_ROWS_AT_A_TIME: Final = 4096
 
 
 def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = EMBEDDING_WIDTH) -> Manifest:

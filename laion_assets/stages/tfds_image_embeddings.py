@@ -35,7 +35,7 @@ def write_tfds_image_embeddings(shard: ShardId, layout: Layout, width: int = EMB
         MissingInput: if the shard's tar, or a normalized table made from it, or vectors for that table are
             not there yet.
         MisalignedEmbeddings: if vectors have a key that is no row's, or one that another has.
-        CorruptTar: if what is in a picture's place is none that TFDS decodes to three channels.
+        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
         CorruptParquet: if a table is damaged, or holds vectors of another width.
     """
     inputs = shard_pictures.require_pictures(shard, layout)

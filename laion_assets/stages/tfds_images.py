@@ -24,7 +24,7 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
 
     Raises:
         MissingInput: if the shard's tar, or a normalized table made from it, is not there yet.
-        CorruptTar: if what is in a picture's place is none that TFDS decodes to three channels.
+        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
         CorruptParquet: if the normalized table is damaged.
     """
     recipe = Recipe(code_version=CODE_VERSION, inputs=shard_pictures.require_pictures(shard, layout))

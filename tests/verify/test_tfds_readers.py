@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tfds_datasets import SHARD_COUNT, SHARDS, TAGS, Dataset, publish_embeddings, row_of
-from tfds_inputs import Row, write_image_inputs
+from tfds_inputs import Row, payloads_of, write_image_inputs
 
 from laion_assets.formats import tfds as formats
 from laion_assets.layout import Layout, ShardId
@@ -267,7 +267,7 @@ def test_tensorflow_verifies_our_records_and_we_verify_tensorflows(tmp_path: Pat
     from laion_assets.formats.tfrecord import read_records, write_records
 
     payloads = [b"", b"a", bytes(range(256)) * 300]
-    write_records(tmp_path / "ours", [(payloads,)])
+    write_records(tmp_path / "ours", [payloads_of(payloads)])
     assert [record.numpy() for record in tf.data.TFRecordDataset(str(tmp_path / "ours"))] == payloads
     with tf.io.TFRecordWriter(str(tmp_path / "theirs")) as writer:
         for payload in payloads:

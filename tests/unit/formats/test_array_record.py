@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tfds_inputs import payloads_of
 
 from laion_assets.errors import CorruptRecords
 from laion_assets.formats.array_record import read_records, write_records
@@ -27,29 +28,29 @@ _ON_FILES = settings(
 def test_what_is_written_is_read(tmp_path: Path, batches: list[list[bytes]]) -> None:
     path = tmp_path / "a.array_record"
     payloads = [payload for batch in batches for payload in batch]
-    summary = write_records(path, [(batch,) for batch in batches])
+    summary = write_records(path, [payloads_of(batch) for batch in batches])
     assert summary == RecordsSummary(records=len(payloads), payload_bytes=sum(map(len, payloads)))
     assert list(read_records(path)) == payloads
 
 
 def test_parts_follow_each_other_and_equal_payloads_are_equal_bytes(tmp_path: Path) -> None:
     parts = [bytes([row]) * row for row in range(200)]
-    write_records(tmp_path / "a", [(parts, parts)])
-    write_records(tmp_path / "b", [([part + part for part in parts],)])
+    write_records(tmp_path / "a", [payloads_of(parts) + payloads_of(parts)])
+    write_records(tmp_path / "b", [payloads_of([part + part for part in parts])])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert list(read_records(tmp_path / "a")) == [part + part for part in parts]
 
 
 def test_more_records_than_are_read_at_once(tmp_path: Path) -> None:
     payloads = [str(row).encode() for row in range(1000)]
-    write_records(tmp_path / "a", [(payloads,)])
+    write_records(tmp_path / "a", [payloads_of(payloads)])
     assert list(read_records(tmp_path / "a")) == payloads
 
 
 def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path) -> None:
     payloads = [bytes([row]) * 20 for row in range(10)]
     path = tmp_path / "a.array_record"
-    write_records(path, [(payloads,)])
+    write_records(path, [payloads_of(payloads)])
     whole = path.read_bytes()
     # The rest are the zeros to the next 64 kB and the index behind them.
     refusals = []
@@ -68,7 +69,7 @@ def test_a_changed_byte_is_refused_or_harmless(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 500, 65_536, -1])
 def test_a_file_cut_short_is_refused(tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.array_record"
-    write_records(path, [([b"one", b"two"],)])
+    write_records(path, [payloads_of([b"one", b"two"])])
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CorruptRecords):
         list(read_records(path))
@@ -76,7 +77,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, length: int) -> None:
 
 def test_a_full_disk_is_the_systems_error() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
-        write_records(Path("/dev/full"), [([bytes(1 << 22)],)])
+        write_records(Path("/dev/full"), [payloads_of([bytes(1 << 22)])])
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -17,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats import tfds, tfds_examples
+from laion_assets.formats.tfrecord import join
 from laion_assets.schema import NORMALIZED_IMAGES, NsfwTag
 
 _TEXT = st.text(max_size=300)
@@ -52,6 +53,10 @@ def _batch(rows: list[dict[str, object]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([_PLAIN, *rows], pa.schema(fields)).slice(1)
 
 
+def _pictures(pictures: list[bytes]) -> pa.Array:
+    return pa.array(pictures, pa.large_binary())
+
+
 # Every finite float16: subnormal, negative zero and all.
 _FLOAT16_BITS = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0x7C00)
 
@@ -60,8 +65,8 @@ _FLOAT16_BITS = st.integers(0, 2**16 - 1).filter(lambda bits: bits & 0x7C00 != 0
 @settings(deadline=None, max_examples=50)
 def test_an_image_example_is_what_protobuf_would_write(rows: list[tuple[dict[str, object], bytes]]) -> None:
     pictures = [picture for _, picture in rows]
-    parts = tfds_examples.encode_image_examples(_batch([row for row, _ in rows]), pictures, _PATH)
-    for *payload, (row, picture) in zip(*parts, rows, strict=True):
+    parts = tfds_examples.encode_image_examples(_batch([row for row, _ in rows]), _pictures(pictures), _PATH)
+    for payload, (row, picture) in zip(join(parts).to_pylist(), rows, strict=True):
         feature = _check(payload, row, others={"image"})
         assert list(feature["image"].bytes_list.value) == [picture]
 
@@ -95,11 +100,9 @@ def _arrays(rows: _Vectors) -> list[np.ndarray]:
 @_fifty_times
 def test_an_embedding_example_is_what_protobuf_would_write(rows: _Vectors) -> None:
     images, texts = _arrays(rows)
-    (payloads,) = tfds_examples.encode_embedding_examples(
-        _batch([row for row, *_ in rows]), images, texts, _PATH
-    )
-    for payload, (row, *_), *vectors in zip(payloads, rows, images, texts, strict=True):
-        feature = _check([payload], row, others={"image_embedding", "text_embedding"})
+    parts = tfds_examples.encode_embedding_examples(_batch([row for row, *_ in rows]), images, texts, _PATH)
+    for payload, (row, *_), *vectors in zip(join(parts).to_pylist(), rows, images, texts, strict=True):
+        feature = _check(payload, row, others={"image_embedding", "text_embedding"})
         _check_vectors(feature, vectors)
 
 
@@ -109,9 +112,10 @@ def test_an_example_of_picture_and_vectors_is_what_protobuf_would_write(rows: _V
     images, texts = _arrays(rows)
     pictures = [bytes(length) + b"picture" for length in range(len(rows))]
     parts = tfds_examples.encode_image_embedding_examples(
-        _batch([row for row, *_ in rows]), pictures, images, texts, _PATH
+        _batch([row for row, *_ in rows]), _pictures(pictures), images, texts, _PATH
     )
-    for *payload, picture, (row, *_), image, text in zip(*parts, pictures, rows, images, texts, strict=True):
+    payloads = join(parts).to_pylist()
+    for payload, picture, (row, *_), image, text in zip(payloads, pictures, rows, images, texts, strict=True):
         feature = _check(payload, row, others={"image", "image_embedding", "text_embedding"})
         assert list(feature["image"].bytes_list.value) == [picture]
         _check_vectors(feature, [image, text])
@@ -123,8 +127,7 @@ def _check_vectors(feature: tfds_examples.Features, vectors: list[np.ndarray]) -
         assert read.tobytes() == vector.tobytes()
 
 
-def _check(payload: list[bytes], row: dict[str, object], others: set[str]) -> tfds_examples.Features:
-    encoded = b"".join(payload)
+def _check(encoded: bytes, row: dict[str, object], others: set[str]) -> tfds_examples.Features:
     example = tf_example_pb2.Example.FromString(encoded)
     feature = example.features.feature
     # Not deterministically: protobuf's fast implementation has "image" after "image_embedding" then.
@@ -151,14 +154,16 @@ def test_tfds_own_parser_and_serializer_agree(config: tfds.Config) -> None:
     values = _PLAIN | {"image": picture, "image_embedding": vectors[0], "text_embedding": -vectors[0]}
     values = {name: values[name] for name in features}
     if config == "images":
-        parts = tfds_examples.encode_image_examples(rows, [picture], _PATH)
+        parts = tfds_examples.encode_image_examples(rows, _pictures([picture]), _PATH)
     elif config == "embeddings":
         parts = tfds_examples.encode_embedding_examples(rows, vectors, -vectors, _PATH)
     else:
-        parts = tfds_examples.encode_image_embedding_examples(rows, [picture], vectors, -vectors, _PATH)
+        parts = tfds_examples.encode_image_embedding_examples(
+            rows, _pictures([picture]), vectors, -vectors, _PATH
+        )
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     theirs = serializer.serialize_example(features.encode_example(values))
-    parsed = tf_example_pb2.Example.FromString(b"".join(part for (part,) in parts))
+    parsed = tf_example_pb2.Example.FromString(join(parts)[0].as_py())
     assert tf_example_pb2.Example.FromString(theirs) == parsed
 
 
@@ -169,7 +174,7 @@ def test_labels_follow_tfds_order() -> None:
 def test_an_unknown_tag_is_refused() -> None:
     rows = _batch([_PLAIN, _PLAIN | {"nsfw": "unsure"}])
     with pytest.raises(CorruptParquet, match=r"a\.parquet: expected nsfw to be one of .* found 'unsure'"):
-        tfds_examples.encode_image_examples(rows, [b"", b""], _PATH)
+        tfds_examples.encode_image_examples(rows, _pictures([b"", b""]), _PATH)
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])

@@ -12,6 +12,7 @@ import pytest
 import xxhash
 from quality_inputs import LENIENT, PART, SHARDS, VECTORS, copy_root, jpeg, shared_root
 from tensorflow_datasets.proto import tf_example_pb2
+from tfds_inputs import payloads_of
 
 from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.digest_index import open_index, write_index
@@ -234,7 +235,7 @@ def _(root):
 def _(root):
     def swap(path):
         payloads = list(tfrecord.read_records(path))
-        tfrecord.write_records(path, [([payloads[1], payloads[0], *payloads[2:]],)])
+        tfrecord.write_records(path, [payloads_of([payloads[1], payloads[0], *payloads[2:]])])
 
     root.rewrite(root.layout.tfds_images(SHARD), f"{SHARD}.tfrecord", swap)
 
@@ -246,7 +247,7 @@ def _(root):
         # The last feature but one is text_embedding; some byte of it.
         at = payloads[0].index(b"text_embedding") + 40
         payloads[0] = payloads[0][:at] + bytes([payloads[0][at] ^ 1]) + payloads[0][at + 1 :]
-        tfrecord.write_records(path, [(payloads,)])
+        tfrecord.write_records(path, [payloads_of(payloads)])
 
     root.rewrite(root.layout.tfds_embeddings(VECTORS), f"{VECTORS}.tfrecord", change_vector)
 
@@ -257,7 +258,7 @@ def spoil_records(root, change):
     def changed(path):
         payloads = list(tfrecord.read_records(path))
         change(payloads)
-        tfrecord.write_records(path, [(payloads,)])
+        tfrecord.write_records(path, [payloads_of(payloads)])
 
     root.rewrite(root.layout.tfds_image_embeddings(SHARD), f"{SHARD}.tfrecord", changed)
 
@@ -336,7 +337,7 @@ def cut_record(root, config):
     (file,) = list(root.layout.tfds_version(config).glob("*tfrecord-00000-of-*"))
     payloads = list(tfrecord.read_records(file))
     file.unlink()
-    tfrecord.write_records(file, [(payloads[:-1],)])
+    tfrecord.write_records(file, [payloads_of(payloads[:-1])])
     return f"laion400m_{config}"
 
 

@@ -19,9 +19,9 @@ from laion_assets.stages.normalized_images import normalize_images
 SHARD = ShardId(2)
 
 
-def picture(colour, size=(12, 8), mode="RGB", kind="JPEG"):
+def picture(colour, size=(12, 8), mode="RGB", kind="JPEG", **options):
     body = io.BytesIO()
-    Image.new(mode, size, colour).save(body, kind)
+    Image.new(mode, size, colour).save(body, kind, **options)
     return body.getvalue()
 
 
@@ -163,6 +163,47 @@ def test_what_cannot_be_an_example_is_set_aside_with_its_reason(tmp_path, change
     assert [(aside["key"], aside["reason"]) for aside in set_aside] == [("000020000", reason)]
     assert set_aside[0]["detail"]
     assert manifest.counts[f"set_aside:{reason}"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (picture((1, 2), mode="LA", kind="PNG"), "not_three_channels"),
+        (picture(7, mode="P", kind="PNG"), "not_three_channels"),
+        (picture("red", kind="WEBP"), "unreadable_image"),
+        (b"", "unreadable_image"),
+        (b"\xff\xd8", "unreadable_image"),
+        (b"\xff\xd8" + b"\xff" * 1000, "unreadable_image"),
+        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 1000, "unreadable_image"),
+        (picture("red")[:30], "unreadable_image"),
+        (picture("red", kind="PNG")[:20], "unreadable_image"),
+    ],
+)
+def test_what_tfds_would_not_decode_to_three_channels_is_set_aside(tmp_path, body, reason):
+    layout = lay_down(tmp_path, [row(0)], {"000020000.jpg": body})
+    _, examples, set_aside = normalized(layout)
+    assert (examples, [aside["reason"] for aside in set_aside]) == ([], [reason])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        picture("red", progressive=True),
+        picture("red", comment=b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x07" * 20),
+        picture("red", exif=b"Exif\0\0" + b"\xff\xc0" * 500),
+        picture("red", keep_rgb=True),
+        picture("red", restart_marker_blocks=1),
+        picture("red")[:2] + b"\xff" * 9 + picture("red")[3:],  # fill bytes before a marker
+        picture("red")[:20] + b"junk" + picture("red")[20:],  # which decoders pass over
+        picture(7, mode="L"),
+        picture(7, mode="L", kind="PNG"),
+    ],
+)
+def test_every_shape_of_a_good_picture_is_an_example(tmp_path, body):
+    for decode in (False, True):
+        layout = lay_down(tmp_path, [row(0)], {"000020000.jpg": body})
+        _, examples, _ = normalized(layout, decode=decode)
+        assert [(example["width"], example["height"]) for example in examples] == [(12, 8)]
 
 
 def test_a_picture_damaged_behind_its_header_is_found_by_decoding(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.proto import tf_example_pb2
@@ -193,13 +194,21 @@ def test_vectors_of_another_width_are_refused(layout: Layout) -> None:
         write_tfds_image_embeddings(_SHARD, layout, 768)
 
 
-def test_a_picture_that_tfds_would_not_decode_is_refused(layout: Layout) -> None:
-    rows = [*_rows(2), Row(key="000030002", picture=b"\x89PNG but no more")]
-    with pytest.raises(CorruptTar, match="key 000030002 to be a grey or RGB JPEG or PNG"):
-        _write(layout, rows, (0, 2))
-    # One that no example needs is in nobody's way.
+def test_a_picture_other_than_the_tables_is_refused(layout: Layout) -> None:
+    rows = _rows(3)
     _write(layout, rows, (0, 1))
+    write_image_inputs(layout, _SHARD, rows, image_xxh3=[*map(_xxh3, rows[:2]), "0" * 32])
+    write_image_vectors(layout, _SHARD, [rows[0].key, rows[2].key], *_pairs(2))
+    with pytest.raises(CorruptTar, match="key 000030002 with XXH3-128 0"):
+        write_tfds_image_embeddings(_SHARD, layout, _WIDTH)
+    # One that no example needs is in nobody's way.
+    write_image_vectors(layout, _SHARD, [row.key for row in rows[:2]], *_pairs(2))
+    write_tfds_image_embeddings(_SHARD, layout, _WIDTH)
     _check(layout, rows, (0, 1))
+
+
+def _xxh3(row: Row) -> str:
+    return xxhash.xxh3_128_hexdigest(row.picture)
 
 
 def test_what_changes_the_examples_makes_a_new_shard(layout: Layout) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from spoiling import vouch_anew
 from tensorflow_datasets.proto import tf_example_pb2
 from tfds_inputs import Row, picture, write_image_inputs
@@ -108,7 +106,7 @@ def test_another_picture_in_the_tar_is_refused(layout: Layout) -> None:
 @pytest.mark.parametrize(("offset", "size"), [(-1, 10), (0, -1), (10**12, 10), (0, 2**62), (2**63 - 1, 1)])
 def test_places_outside_the_tar_are_refused(layout: Layout, offset: int, size: int) -> None:
     write_image_inputs(layout, _SHARD, _rows(1), tar_offset=[offset], tar_bytes=[size])
-    with pytest.raises(CorruptTar, match="expected the picture of key 000030000 in bytes"):
+    with pytest.raises(CorruptTar, match=r"expected the picture of key 000030000 in -?\d+ bytes"):
         write_tfds_images(_SHARD, layout)
 
 
@@ -120,57 +118,11 @@ def test_a_tar_cut_short_is_refused(layout: Layout) -> None:
         write_tfds_images(_SHARD, layout)
 
 
-@pytest.mark.parametrize(
-    ("body", "found"),
-    [
-        (picture(mode="RGBA", format_="PNG"), "4 channels"),
-        (picture(mode="LA", format_="PNG"), "2 channels"),
-        (picture(mode="P", format_="PNG"), "4 channels"),
-        (picture(mode="CMYK"), "4 channels"),
-        (picture(mode="RGB", format_="GIF"), "neither"),
-        (picture(mode="RGB", format_="WEBP"), "neither"),
-        (b"not a jpeg", "neither"),
-        (b"", "neither"),
-        (b"\xff\xd8", "neither"),
-        (b"\xff\xd8" + b"\xff" * 1000, "neither"),
-        (b"\xff\xd8" + b"\xff\xe0\x00\x00" * 1000, "neither"),
-        (picture()[:30], "neither"),
-        (picture(format_="PNG")[:20], "neither"),
-    ],
-)
-def test_what_tfds_would_not_decode_to_three_channels_is_refused(
-    layout: Layout, body: bytes, found: str
-) -> None:
-    write_image_inputs(layout, _SHARD, [Row(key="000030000", picture=body)])
-    with pytest.raises(CorruptTar, match=f"key 000030000 to be a grey or RGB JPEG or PNG, found {found}"):
+def test_a_picture_other_than_the_tables_is_refused(layout: Layout) -> None:
+    write_image_inputs(layout, _SHARD, _rows(3), image_xxh3=["0" * 32] * 3)
+    with pytest.raises(CorruptTar, match=r"key 000030000 with XXH3-128 0+, found [0-9a-f]{32}"):
         write_tfds_images(_SHARD, layout)
-
-
-def _jpeg(**options: object) -> bytes:
-    body = io.BytesIO()
-    Image.new("RGB", (20, 20), "red").save(body, "JPEG", **options)
-    return body.getvalue()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        _jpeg(progressive=True),
-        _jpeg(comment=b"\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x07" * 20),
-        _jpeg(exif=b"Exif\0\0" + b"\xff\xc0" * 500),
-        _jpeg(keep_rgb=True),
-        _jpeg(restart_marker_blocks=1),
-        _jpeg()[:2] + b"\xff" * 9 + _jpeg()[3:],  # fill bytes before a marker
-        _jpeg()[:20] + b"junk" + _jpeg()[20:],  # which decoders pass over
-        picture(mode="L"),
-        picture(mode="L", format_="PNG"),
-    ],
-)
-def test_every_shape_of_a_good_picture_is_accepted(layout: Layout, body: bytes) -> None:
-    with Image.open(io.BytesIO(body)) as opened:
-        assert opened.mode in ("RGB", "L")  # what the stage before lets through
-    write_image_inputs(layout, _SHARD, [Row(key="000030000", picture=body)])
-    assert write_tfds_images(_SHARD, layout).rows == 1
+    assert not layout.tfds_images(_SHARD).manifest.exists()
 
 
 def test_a_table_of_other_columns_is_refused(layout: Layout) -> None:
