@@ -100,7 +100,7 @@ def places_of_vectors(shard: ShardId, layout: Layout, width: int) -> pa.Array:
 def read_image_embedding_rows(
     shard: ShardId, layout: Layout, width: int, places: pa.Array
 ) -> Iterator[tuple[pa.RecordBatch, pa.Array, Pair]]:
-    """Rows of a shard's table that have vectors, in its order, and of each picture (large_binary) and vectors.
+    """Rows of a shard's table that have vectors, in its order, with pictures (large_binary) and vectors.
 
     Args:
         shard: the image shard.
