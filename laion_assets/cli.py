@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -264,6 +264,44 @@ def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) ->
     for message in damaged:
         _complain(message, _FAILED)
     return _FAILED if damaged else 0
+
+
+@app.command()
+def export(
+    settings_file: SettingsOption = None,
+    configs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config", metavar="NAME", help="One of images, embeddings, image_embeddings. All by default."
+        ),
+    ] = None,
+) -> int:
+    """Export what is built as Parquet, for Hugging Face's datasets and Croissant.
+
+    It then holds these configs and no others; a shard that did not change is not written again.
+    """
+    from laion_assets.space import check_room_for_export
+    from laion_assets.stages import export as stage
+
+    settings = Settings.load(settings_file)
+    layout = settings.layout
+    chosen = [config for config in stage.CONFIGS if configs is None or config in configs]
+    if unknown := set(configs or ()).difference(stage.CONFIGS):
+        raise SettingsError(f"--config {min(unknown)}: known are {', '.join(stage.CONFIGS)}")
+
+    check_room_for_export(settings, stage.built_shards(layout, chosen))
+
+    def watch(work: Sequence[stage.Work]) -> Iterable[stage.Work]:
+        return track(work, "export", console=console, transient=True, disable=not console.is_terminal)
+
+    manifest = stage.export(layout, chosen, settings.embeddings.width, watch)
+    counts = manifest.counts
+    console.print(
+        f"{counts['files']:,} Parquet files, {manifest.rows:,} rows: {layout.export_folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
 
 
 @app.command()

@@ -321,3 +321,26 @@ class Layout:
     def contact_sheet(self, shard: ShardId) -> Path:
         """Where ``laion-assets show`` draws a shard unless told otherwise."""
         return self.root / "contact_sheets" / f"{shard}.png"
+
+    # -- the same rows for other readers ----------------------------------------------------------
+
+    def parquet_shard(self, config: str, shard: ShardId) -> Output:
+        """One shard of a config in Parquet, and its sha256 in the words of sha256sum."""
+        table = f"{shard}.parquet"
+        return self._output(f"parquet_{config}", str(shard), table, f"{table}.sha256")
+
+    @property
+    def export_folder(self) -> Path:
+        """What readers of Hugging Face's ``datasets`` and of Croissant open: a link to a build."""
+        return self.root / "export" / DATASET_NAME
+
+    @property
+    def export_builds(self) -> Path:
+        """Builds: folders of a dataset card, ``croissant.json`` and shards."""
+        return self.root / "export" / ".builds"
+
+    def export(self) -> Output:
+        """Record of the last export: its files."""
+        return Output(
+            stage="export", partition="export", folder=self.root / "published", names=("export.json",)
+        )

@@ -32,7 +32,7 @@ METADATA_FILE: Final = "metadata.json"
 
 _FORMAT: Final = 1
 
-_LICENSE: Final = """\
+LICENSE: Final = """\
 What LAION made: addresses, captions, tags, similarities and CLIP vectors
 -------------------------------------------------------------------------
 LAION released the metadata of LAION-400M under the Creative Commons Attribution 4.0 International licence
@@ -120,7 +120,7 @@ def metadata(
 def write_provenance(folder: Path, document: Mapping[str, Any]) -> None:
     """Write both files, and sync them."""
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-    for name, content in ((LICENSE_FILE, _LICENSE), (METADATA_FILE, text)):
+    for name, content in ((LICENSE_FILE, LICENSE), (METADATA_FILE, text)):
         (folder / name).write_text(content, encoding="utf-8")
         sync_file(folder / name)
 

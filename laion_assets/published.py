@@ -69,29 +69,36 @@ def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     """Keys of a stage's published partitions, ascending."""
     if stage in _UNPARTITIONED:
         return (stage,) if output_of(layout, stage, stage).manifest.exists() else ()
+    return partitions_beside(sample_output(layout, stage))
+
+
+def partitions_beside(output: Output) -> tuple[str, ...]:
+    """Keys of the published partitions of an output's stage, ascending."""
     # A shard number may outgrow five digits.
-    return tuple(sorted(set(_keys(layout, stage)), key=lambda key: (len(key), key)))
+    return tuple(sorted(set(_keys(output)), key=lambda key: (len(key), key)))
 
 
 def some_partitions(layout: Layout, stage: str, most: int) -> tuple[str, ...]:
     """Keys of at most so many of a stage's published partitions, whichever come first to hand."""
-    return tuple(islice(_keys(layout, stage), most))
+    return tuple(islice(_keys(sample_output(layout, stage)), most))
 
 
 def manifest_suffixes(layout: Layout, stage: str) -> tuple[str, ...]:
     """What a stage's manifests end with: the present suffix, and an older one if there was another."""
-    output = sample_output(layout, stage)
+    return _suffixes(sample_output(layout, stage))
+
+
+def _suffixes(output: Output) -> tuple[str, ...]:
     names = dict.fromkeys((output.manifest.name, output.older_manifest.name))
     return tuple(name.removeprefix(output.partition) for name in names)
 
 
-def _keys(layout: Layout, stage: str) -> Iterator[str]:
-    """Keys of a stage's manifests, in no order."""
-    folder = sample_output(layout, stage).folder
-    suffixes = manifest_suffixes(layout, stage)
-    if not folder.is_dir():
+def _keys(output: Output) -> Iterator[str]:
+    """Keys of the manifests of an output's stage, in no order."""
+    suffixes = _suffixes(output)
+    if not output.folder.is_dir():
         return
-    with os.scandir(folder) as entries:
+    with os.scandir(output.folder) as entries:
         for entry in entries:
             for suffix in suffixes:
                 if entry.name.endswith(suffix):

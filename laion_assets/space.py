@@ -5,14 +5,16 @@ An estimate, for a person to see and for a build to refuse by before it starts. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from laion_assets.errors import DiskFull
+from laion_assets.formats import tfds
 from laion_assets.formats.durable import free_bytes
 from laion_assets.formats.publish import done
+from laion_assets.layout import ShardId
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGE_BY_NAME, Stage
 from laion_assets.published import some_partitions
@@ -59,7 +61,27 @@ def check_room(settings: Settings, missing: Mapping[str, int]) -> None:
     Raises:
         DiskFull: if the data root's disk has less room than :func:`estimate` says, and ``check_space`` is on.
     """
-    needed, free = estimate(settings, missing), free_bytes(settings.data_root)
+    _check(settings, estimate(settings, missing))
+
+
+def check_room_for_export(settings: Settings, shards: Mapping[tfds.Config, Sequence[ShardId]]) -> None:
+    """Refuse an export that will not fit: a shard takes about as much room in Parquet as it does for TFDS.
+
+    Raises:
+        DiskFull: if the data root's disk has less room than that, and ``check_space`` is on.
+    """
+    layout = settings.layout
+    missing = [
+        done(layout.tfds_shard(config, shard))
+        for config, found in shards.items()
+        for shard in found
+        if not layout.parquet_shard(config, shard).manifest.exists()
+    ]
+    _check(settings, sum(manifest.bytes for manifest in missing if manifest is not None))
+
+
+def _check(settings: Settings, needed: int) -> None:
+    free = free_bytes(settings.data_root)
     if settings.check_space and needed > free:
         raise DiskFull(
             f"about {needed:,} bytes will be written to {settings.data_root}, and {free:,} are free: make "

@@ -215,6 +215,20 @@ def vouch(output: Output, recipe: Recipe, check: Callable[[], Tally]) -> Manifes
     return _publish(output, existing, lambda started: _commit(output, recipe, check(), started, ()))
 
 
+def withdraw(output: Output) -> None:
+    """Remove a partition, its manifest first, so that at no time this vouches for what is gone.
+
+    Raises:
+        ShardBusy: if another process is writing or reading it.
+    """
+    with _lease(output):
+        for path in (output.manifest, output.older_manifest):
+            path.unlink(missing_ok=True)
+        sync_folder(output.folder)
+        for name in output.names:
+            output.path(name).unlink(missing_ok=True)
+
+
 def read_manifest(output: Output) -> Manifest | None:
     """The manifest of a partition, or None where it is not published.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,24 @@ METADATA_FILES: Final = ("features.json", "nsfw.labels.txt", "dataset_info.json"
 
 NSFW_TAGS: Final = tuple(str(tag) for tag in NsfwTag)
 """Names of the feature ``nsfw``, whose value is a place among them."""
+
+
+class About(NamedTuple):
+    """What the official class says of the data set: a text, a BibTeX entry and an address."""
+
+    description: str
+    citation: str
+    homepage: str
+
+
+def about() -> About:
+    """The official class's own words."""
+    from tensorflow_datasets.vision_language.laion400m import laion400m as official
+
+    # They have no public names.
+    words = (official._DESCRIPTION, official._CITATION, official._HOMEPAGE)  # noqa: SLF001
+    return About(*(text.strip() for text in words))
+
 
 # -- features and metadata ------------------------------------------------------------------------
 

@@ -172,23 +172,32 @@ def _floats(name: str, values: npt.NDArray[np.floating[Any]]) -> tuple[Part, Par
 
 def _numbers(rows: pa.RecordBatch, path: Path) -> Iterator[Part]:
     """Features ``nsfw`` to ``similarity``, which follow each other in every config."""
-    yield _integers("nsfw", _labels(rows["nsfw"], path))
+    yield _integers("nsfw", labels(rows["nsfw"], path))
     yield _integers("original_height", rows["original_height"])
     yield _integers("original_width", rows["original_width"])
     # TFDS stores a float64 scalar as float32.
     yield from _floats("similarity", rows["similarity"].to_numpy()[:, None])
 
 
-def _labels(tags: pa.Array, path: Path) -> pa.Array:
-    labels = pc.index_in(tags, value_set=pa.array(NSFW_TAGS))
-    if labels.null_count:
+def labels(tags: pa.Array, path: Path) -> pa.Array:
+    """Places of tags among the four, int32 (rows,).
+
+    Args:
+        tags: strings.
+        path: the file that they come from, for the error.
+
+    Raises:
+        CorruptParquet: if a tag is none of the four.
+    """
+    found = pc.index_in(tags, value_set=pa.array(NSFW_TAGS))
+    if found.null_count:
         raise CorruptParquet(
             path,
             expected=f"nsfw to be one of {', '.join(NSFW_TAGS)}",
-            found=repr(tags.filter(pc.is_null(labels))[0].as_py()),
+            found=repr(tags.filter(pc.is_null(found))[0].as_py()),
             remedy="Delete its manifest to have it made again.",
         )
-    return labels
+    return found
 
 
 def _integers(name: str, values: pa.Array) -> pa.Array:

@@ -11,24 +11,21 @@ rename, no reader looks for them. Whatever else changes is built anew.
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 from laion_assets import provenance
 from laion_assets.dataset_shards import DatasetShard, find_shards, remember, statuses
-from laion_assets.errors import CorruptInput, MissingInput, ShardBusy
-from laion_assets.formats import tfds
+from laion_assets.errors import MissingInput, ShardBusy
+from laion_assets.formats import builds, tfds
 from laion_assets.formats.checksums import sha256_of
 from laion_assets.formats.durable import make_folder, sync_folder
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
@@ -42,10 +39,6 @@ CODE_VERSION: Final = "2"
 _FILES: Final = (provenance.LICENSE_FILE, provenance.METADATA_FILE, *tfds.METADATA_FILES)
 # Those of them that stay as they are when shards are added.
 _CONSTANT_FILES: Final = [name for name in _FILES if name not in (provenance.METADATA_FILE, _FILES[-1])]
-
-# Another file system, one without hard links, too many of them, or a file of another user's
-# (Linux, fs.protected_hardlinks).
-_NO_HARD_LINK: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def publish_dataset(
@@ -74,7 +67,7 @@ def publish_dataset(
     shards = find_shards(config, layout, shard_count, width)
     if layout.dense and not any(shard.examples for shard in shards.values()):
         raise MissingInput(f"no shard of tfds_{config} that is there holds an example: materialize more")
-    _refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
+    builds.refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
     dataset = _Dataset(
         config=config,
         layout=layout,
@@ -85,17 +78,6 @@ def publish_dataset(
         plan=provenance.plan_of(layout) if config != "embeddings" else None,
     )
     return publish(layout.dataset(config), dataset.recipe, dataset.write, also_intact=dataset.is_intact)
-
-
-def _refuse_stranger(link: Path, builds: Path) -> None:
-    if not os.path.lexists(link) or (link.is_symlink() and link.readlink().parent == Path(builds.name)):
-        return
-    raise CorruptInput(
-        link,
-        expected=f"nothing, or a link into {builds.name} beside it",
-        found=f"a link to {link.readlink()}" if link.is_symlink() else "a folder or a file",
-        remedy="It is not of this project's making: move it away.",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +155,10 @@ class _Dataset:
 
     def write(self, draft: Draft) -> Tally:
         """Bring the build in use up to date, or make another and point the link at it; write the record."""
-        link, builds = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
-        current = builds / link.readlink().name if link.is_symlink() else None
-        make_folder(builds)
-        _remove(folder for folder in builds.iterdir() if folder != current and not _is_finished(folder))
+        link, folder = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
+        current = folder / link.readlink().name if link.is_symlink() else None
+        make_folder(folder)
+        builds.remove(build for build in folder.iterdir() if build != current and not _is_finished(build))
         drafted = self._draft_files(draft.scratch("files"))
         draft.only.write_text(json.dumps(self._record(drafted), sort_keys=True) + "\n", encoding="utf-8")
         known = self.layout.known_shards(self.config)
@@ -186,11 +168,11 @@ class _Dataset:
             build = current
             self._fill(build, drafted)
         else:
-            build = _new_folder(builds, fingerprint(asdict(self.recipe)))
+            build = builds.new_build(folder, fingerprint(asdict(self.recipe)))
             self._fill(build, drafted)
-            _point(link, build)
+            builds.point(link, build)
         # Whoever resolved the link earlier still reads the build before this one.
-        _remove(folder for folder in builds.iterdir() if folder not in (current, build))
+        builds.remove(other for other in folder.iterdir() if other not in (current, build))
         counts = {
             "examples": self.examples,
             "shards_present": len(self.shards),
@@ -263,7 +245,7 @@ class _Dataset:
         there = set(os.listdir(build))  # noqa: PTH208
         added = [(name, shard) for name, shard in self.files.items() if name not in there]
         for name, shard in added:
-            _link(f"{folder}/{self.keys[shard]}.{self.layout.file_format}", f"{build}/{name}")
+            builds.link_file(f"{folder}/{self.keys[shard]}.{self.layout.file_format}", f"{build}/{name}")
         # Asked after linking: a shard made again since has another manifest by now, or none.
         for _, shard in added:
             if not self._is_as_found(f"{folder}/{self.keys[shard]}{MANIFEST_SUFFIX}", shard):
@@ -305,40 +287,6 @@ class _Dataset:
         }
 
 
-def _new_folder(builds: Path, digest: str) -> Path:
-    """A folder of a name that was not there; one of the same shards may be, damaged or in use."""
-    folder = next(folder for number in count() if not (folder := builds / f"{digest}-{number}").exists())
-    folder.mkdir()
-    return folder
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINK:
-            raise
-        with Path(source).open("rb") as file, Path(target).open("wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-
-
-def _point(link: Path, build: Path) -> None:
-    sync_folder(build.parent)
-    draft = link.with_name(f".{link.name}.draft")
-    draft.unlink(missing_ok=True)
-    # Relative, so that the data root can be moved.
-    draft.symlink_to(build.relative_to(link.parent))
-    draft.replace(link)
-    sync_folder(link.parent)
-
-
 def _is_finished(build: Path) -> bool:
     """False for what a run that was killed has left."""
     return (build / tfds.METADATA_FILES[-1]).exists()
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in list(folders):
-        shutil.rmtree(folder, ignore_errors=True)  # what stays is removed next time

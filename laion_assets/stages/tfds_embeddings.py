@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from laion_assets.formats import parquet, records, tfds, tfds_examples
+from laion_assets.formats import records, tfds, tfds_examples
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.tfrecord import Payloads
-from laion_assets.formats.vector_rows import open_vector_rows
 from laion_assets.layout import EmbeddingShardId, Layout
-from laion_assets.schema import EMBEDDING_WIDTH, NORMALIZED_EMBEDDINGS, embedding_join
+from laion_assets.schema import EMBEDDING_WIDTH
+from laion_assets.shard_rows import read_embedding_rows
 
 CODE_VERSION: Final = "1"
 
 _ROWS_AT_A_TIME: Final = 4096
-
-_REMEDY: Final = "Materialize normalized_embeddings again."
 
 
 def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = EMBEDDING_WIDTH) -> Manifest:
@@ -57,11 +55,7 @@ def write_tfds_embeddings(shard: EmbeddingShardId, layout: Layout, width: int = 
 
 
 def _examples(shard: EmbeddingShardId, layout: Layout, width: int, tags: Counter[str]) -> Iterator[Payloads]:
-    normalized = layout.normalized_embeddings_table(shard)
-    with open_vector_rows(
-        layout.embedding_join(shard).only, embedding_join, width, asked_by=normalized, remedy=_REMEDY
-    ) as joined:
-        for rows in parquet.read_batches(normalized, NORMALIZED_EMBEDDINGS, batch_rows=_ROWS_AT_A_TIME):
-            vectors = joined.take(rows["row"].to_numpy(), rows["key"])
-            tags.update(rows["nsfw"].to_pylist())
-            yield tfds_examples.encode_embedding_examples(rows, vectors.images, vectors.texts, normalized)
+    table = layout.normalized_embeddings_table(shard)
+    for rows, vectors in read_embedding_rows(shard, layout, width, batch_rows=_ROWS_AT_A_TIME):
+        tags.update(rows["nsfw"].to_pylist())
+        yield tfds_examples.encode_embedding_examples(rows, vectors.images, vectors.texts, table)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from laion_assets import shard_pictures
-from laion_assets.formats import parquet, records, tfds_examples
+from laion_assets.formats import records, tfds_examples
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.tfrecord import Payloads
 from laion_assets.layout import Layout, ShardId
-from laion_assets.schema import NORMALIZED_IMAGES
+from laion_assets.shard_rows import read_image_rows
 
 CODE_VERSION: Final = "1"
 
@@ -40,9 +40,6 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
 
 
 def _examples(shard: ShardId, layout: Layout, tags: Counter[str]) -> Iterator[Payloads]:
-    table, tar = layout.normalized_table(shard), layout.images_tar(shard)
-    with tar.open("rb") as file:
-        for rows in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=shard_pictures.AT_A_TIME):
-            tags.update(rows["nsfw"].to_pylist())
-            pictures = shard_pictures.read_pictures(rows, file, tar)
-            yield tfds_examples.encode_image_examples(rows, pictures, table)
+    for rows, pictures in read_image_rows(shard, layout):
+        tags.update(rows["nsfw"].to_pylist())
+        yield tfds_examples.encode_image_examples(rows, pictures, layout.normalized_table(shard))

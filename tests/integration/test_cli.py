@@ -1,8 +1,11 @@
 """Wrong input is one clear line and exit code 2; help is complete."""
 
 import pytest
+from export_inputs import WIDTH, inodes_of, write_all, write_images
 
-COMMANDS = ("build", "status", "check", "show", "ui", "demo")
+from laion_assets.layout import Layout, ShardId
+
+COMMANDS = ("build", "status", "check", "verify", "export", "show", "ui", "demo")
 
 
 def test_help_names_every_command_and_option(run_cli, tmp_path):
@@ -26,6 +29,7 @@ def test_help_names_every_command_and_option(run_cli, tmp_path):
         (("build", "--bogus"), "--bogus"),
         (("ui", "--port", "99999999"), "--port"),
         (("status", "--settings", "none.toml"), "none.toml"),
+        (("export", "--config", "imges"), "imges: known are images, embeddings, image_embeddings"),
     ],
 )
 def test_wrong_words_are_one_line(run_cli, tmp_path, arguments, says):
@@ -65,6 +69,31 @@ def test_with_no_data_it_says_what_to_put_where(run_cli, tmp_path):
     checked = run_cli("check", cwd=tmp_path)
     assert checked.returncode == 1
     assert "nothing to check yet" in checked.stderr
+    exported = run_cli("export", cwd=tmp_path)
+    assert exported.returncode == 1
+    assert exported.stderr == (
+        "laion-assets: nothing is built that can be exported: run laion-assets build first\n"
+    )
+
+
+def test_an_export_says_where_it_is_and_what_is_damaged(run_cli, tmp_path):
+    layout = Layout(tmp_path / "data")
+    write_all(layout)
+    (tmp_path / "laion.toml").write_text(f"[embeddings]\nwidth = {WIDTH}")
+    result = run_cli("export", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"3 Parquet files, 8 rows: {layout.export_folder}\n"
+    assert len(inodes_of(layout)) == 3
+    result = run_cli("export", "--config", "images", "--config", "embeddings", cwd=tmp_path)
+    assert result.stdout.startswith("2 Parquet files, 6 rows: ")
+    rows = write_images(layout, 1)
+    tar = layout.images_tar(ShardId(1))
+    tar.write_bytes(tar.read_bytes().replace(rows[1].picture, rows[1].picture[:-1] + b"!"))
+    result = run_cli("export", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"laion-assets: {tar}: expected XXH3-128 ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert len(inodes_of(layout)) == 2
 
 
 def test_a_shard_that_is_not_there_is_named(run_cli, tmp_path):

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
+from export_inputs import write_images
 from quality_inputs import PART, SHARDS, VECTORS, WIDTH, shared_root
 
 from laion_assets.errors import DiskFull
 from laion_assets.formats.durable import free_bytes
 from laion_assets.formats.publish import read_manifest
+from laion_assets.formats.sealed import seal, unseal
+from laion_assets.layout import ShardId
 from laion_assets.settings import Settings
-from laion_assets.space import check_room, estimate
+from laion_assets.space import check_room, check_room_for_export, estimate
 
 
 @pytest.fixture
@@ -56,3 +59,20 @@ def test_what_does_not_fit_is_refused_with_figures_unless_told_otherwise(tmp_pat
     with pytest.raises(DiskFull, match=r"about [0-9,]+ bytes will be written to .* [0-9,]+ are free"):
         check_room(settings, {"images": shards + 10})
     check_room(settings.model_copy(update={"check_space": False}), {"images": shards + 10})
+
+
+def test_an_export_that_does_not_fit_is_refused_unless_told_otherwise(tmp_path):
+    settings = Settings(data_root=tmp_path)
+    write_images(settings.layout, 0)
+    shards = {"images": [ShardId(0)]}
+    check_room_for_export(settings, shards)
+    built = settings.layout.tfds_images(ShardId(0))
+    with built.only.open("r+b") as file:  # larger than the disk, of which it takes nothing
+        file.truncate(free_bytes(tmp_path) + (1 << 30))
+    document = unseal(built.manifest.read_bytes())
+    document["files"][built.only.name]["bytes"] = built.only.stat().st_size
+    built.manifest.write_bytes(seal(document))
+    with pytest.raises(DiskFull, match=r"about [0-9,]+ bytes will be written to .* [0-9,]+ are free"):
+        check_room_for_export(settings, shards)
+    check_room_for_export(settings.model_copy(update={"check_space": False}), shards)
+    check_room_for_export(settings, {"embeddings": []})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from copying import copy_tree
+from file_changes import killed_at, watch
 from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
 
 from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
@@ -509,45 +508,6 @@ def test_a_dense_data_set_needs_an_example(layout: Layout) -> None:
 
 # -- kills ----------------------------------------------------------------------------------------
 
-_CHANGES = frozenset(
-    {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "shutil.rmtree"}
-)
-
-
-class _Watch:
-    """Calls back just before each change of the file system; Python offers no way to unhook it."""
-
-    def __init__(self) -> None:
-        self.on_change: Callable[[str], None] | None = None
-        self.opened: list[str] | None = None
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event: str, arguments: tuple) -> None:
-        if event == "open" and self.opened is not None and isinstance(arguments[0], str | os.PathLike):
-            self.opened.append(os.fspath(arguments[0]))
-        is_write = (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if self.on_change is not None and (event in _CHANGES or is_write):
-            self.on_change(event)
-
-
-_watch = _Watch()
-
-
-@pytest.fixture
-def on_change() -> Iterator[Callable[[Callable[[str], None] | None], None]]:
-    yield lambda callback: setattr(_watch, "on_change", callback)
-    _watch.on_change = None
-
-
-@pytest.fixture
-def opened() -> Iterator[list[str]]:
-    """Every path that is opened."""
-    _watch.opened = []
-    yield _watch.opened
-    _watch.opened = None
-
 
 def test_a_shard_made_again_meanwhile_stops_the_publication(layout: Layout, on_change: Callable) -> None:
     _write_images(layout, 0, 2)
@@ -555,7 +515,7 @@ def test_a_shard_made_again_meanwhile_stops_the_publication(layout: Layout, on_c
 
     def make_again(event: str) -> None:
         if event == "os.link":
-            _watch.on_change = None
+            watch.on_change = None
             _write_images(layout, 0, 3)
 
     on_change(make_again)
@@ -589,7 +549,7 @@ _CHANGED_AGAIN = [
 
 @pytest.mark.parametrize(("change", "then"), [(_add_shard, None), (_replace_shard, None), *_CHANGED_AGAIN])
 def test_a_kill_at_any_change_leaves_the_old_or_the_new(
-    layout: Layout, on_change: Callable, change: Callable, then: Callable | None
+    layout: Layout, change: Callable, then: Callable | None
 ) -> None:
     """Whether shards were added or replaced, and whatever is there when the next run begins."""
     _write_images(layout, 0, 2)
@@ -607,7 +567,7 @@ def test_a_kill_at_any_change_leaves_the_old_or_the_new(
         shutil.rmtree(layout.root)
         copy_tree(held, layout.root)
         change(layout)
-        if not _killed_at(killed, lambda: publish_dataset("images", layout, shard_count=2), on_change):
+        if not killed_at(killed, lambda: publish_dataset("images", layout, shard_count=2)):
             break
         assert _seen(layout) in (old, new)
         # Who resolved the link and read what is there goes on reading it.
@@ -627,20 +587,3 @@ def test_a_kill_at_any_change_leaves_the_old_or_the_new(
             assert _seen(layout) == new
     assert killed > 10
     assert _seen(layout) == new
-
-
-def _killed_at(change: int, run: Callable[[], object], on_change: Callable) -> bool:
-    """Run in a child that is killed just before its n-th change; False if it ended before that."""
-    child = os.fork()
-    if not child:
-        left = iter(range(change))
-        on_change(lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)  # whatever happens, the child must not go on with pytest
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
