@@ -45,7 +45,7 @@ from laion_assets.schema import (
     image_embeddings,
 )
 
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,10 @@ _QUERIES: Final = (
             "SELECT stage, count(*) AS partitions, sum(rows) AS rows, sum(bytes) AS bytes, "
             "sum(seconds) / 3600 AS hours FROM shards GROUP BY ALL ORDER BY stage"
         ),
+    ),
+    (
+        "What the list repeats, or cannot mean, by part and, where part is null, in all of it.",
+        "SELECT * EXCLUDE (stage) FROM duplicates ORDER BY part NULLS LAST",
     ),
     (
         "Why pictures are missing.",
