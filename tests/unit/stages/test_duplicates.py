@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_assets.errors import CorruptInput, MissingInput, SettingsError
+from laion_assets.errors import CorruptInput, FileTooLong, MissingInput, SettingsError
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Manifest, Recipe, Tally, read_manifest, verify, vouch
 from laion_assets.layout import Layout
@@ -153,6 +154,22 @@ def test_what_does_not_fit_into_memory_goes_to_the_disk_and_makes_no_other_count
     assert bodies[0] == bodies[1]
     check(Layout(tmp_path / "little"), parts, LITTLE)
     assert not Layout(tmp_path / "little").duplicates().draft.exists()
+
+
+def test_a_disk_that_does_not_take_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    for seed, part in enumerate("ab"):
+        write_part(layout, part, many(150_000, seed))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, limits[1]))
+    try:
+        with pytest.raises(FileTooLong, match=r"duplicates: .* outgrew"):
+            search_duplicates(layout, LITTLE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_manifest(layout.duplicates()) is None
+    assert not layout.duplicates().draft.exists()
+    assert search_duplicates(layout, LITTLE).counts["parts"] == 2
 
 
 def test_memory_that_does_not_do_at_all_is_named(tmp_path: Path) -> None:
