@@ -59,7 +59,7 @@ def search_duplicates(layout: Layout, thresholds: Thresholds) -> Manifest:
     Args:
         layout: where the parts are.
         thresholds: ``similarity_low``, and how much memory DuckDB may take (``duckdb_memory_bytes``); beyond
-            it, some 150 bytes a row go to the disk while the search lasts.
+            it, it writes some 220 bytes a row to the disk, which are gone once the search ends.
 
     Raises:
         MissingInput: if no part is published.

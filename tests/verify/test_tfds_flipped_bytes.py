@@ -30,18 +30,17 @@ def _shard(dataset: Dataset, config: str) -> Path:
     return found
 
 
-def _flips(path: Path, most: int | None) -> Iterator[int]:
-    """Flip bytes of a file, one at a time, all of them or the first, the last and some between."""
+def _flips(path: Path, most: int) -> Iterator[int]:
+    """Flip bytes of a file, one at a time: the first, the last and some between."""
     rng, whole = Random(SEED), path.read_bytes()
     size = len(whole)
-    chosen = range(size) if most is None else sorted({0, size - 1, *rng.sample(range(size), most)})
-    for at in chosen:
+    for at in sorted({0, size - 1, *rng.sample(range(size), most)}):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ rng.randrange(1, 256)]) + whole[at + 1 :])
         yield at
     path.write_bytes(whole)
 
 
-def _outcomes(path: Path, read: Callable[[], Any], refusals: tuple[type[Exception], ...], most: int | None):
+def _outcomes(path: Path, read: Callable[[], Any], refusals: tuple[type[Exception], ...], most: int):
     """How often reading was refused, and how often it gave what it gives of the whole file."""
     expected, found = read(), Counter()
     for at in _flips(path, most):
@@ -55,7 +54,7 @@ def _outcomes(path: Path, read: Callable[[], Any], refusals: tuple[type[Exceptio
     return found
 
 
-def _check_tfrecord(dataset: Dataset, config: str, most: int | None) -> None:
+def _check_tfrecord(dataset: Dataset, config: str, most: int) -> None:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -92,10 +91,10 @@ def test_tensorflow_refuses_a_flipped_byte_of_a_tfrecord(own: tuple[Dataset, str
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_tensorflow_refuses_it_wherever_it_is(own: tuple[Dataset, str]) -> None:
-    _check_tfrecord(*own, 2_000)
+    _check_tfrecord(*own, 300)
 
 
-def _check_array_record(folder: Path, most: int | None) -> Counter[str]:
+def _check_array_record(folder: Path, most: int) -> Counter[str]:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     dataset = publish_embeddings(Layout(folder, "array_record"), 512)
@@ -120,7 +119,7 @@ def test_array_record_refuses_a_flipped_byte_or_does_not_read_it(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_array_record_refuses_it_wherever_it_is(tmp_path: Path) -> None:
-    print(f"\n{_check_array_record(tmp_path, None)}")
+    print(f"\n{_check_array_record(tmp_path, 10_000)}")
 
 
 def _published(tmp_path: Path) -> tuple[Dataset, Path]:
