@@ -25,14 +25,14 @@ from rich.table import Table
 from benchmarks.command import add_sizes, parse, show
 from benchmarks.measuring import Failed
 from benchmarks.report import describe_hardware
-from benchmarks.tfds_inputs import make_embeddings, make_image_shard, make_part
+from benchmarks.tfds_inputs import make_embeddings, make_image_shard, make_part, make_parts
 from laion_assets.schema import EMBEDDING_WIDTH
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CACHE: Final = REPOSITORY / ".bench"
 OFFICIAL: Final = REPOSITORY / ".venv-tfds-official" / "bin" / "python"
 _ONLY: Final = ("both", "ours")
-_PARTS: Final = ("embeddings", "images", "split", "memory")
+_PARTS: Final = ("embeddings", "images", "split", "memory", "duplicates")
 
 # Setting -> its value in full and with --quick.
 _SIZES: Final = {
@@ -42,6 +42,7 @@ _SIZES: Final = {
     "images": (10_000, 200),
     "split": (13_000_000, 40_000),
     "official_images": (2_000, 100),
+    "duplicates": (13_000_000, 40_000),
     "most_embeddings": (1_000_000, 4_000),
     "seed": (1, 1),
 }
@@ -74,6 +75,8 @@ REMARKS: Final = (
     "images_decoded: every picture decoded in full.",
     "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: the same rows",
     "to one Parquet file by DuckDB's COPY, one thread, with the same compression and row groups.",
+    "duplicates: what is repeated within and across two checked parts of so many rows each, once; MB written",
+    "beyond its own are what DuckDB put on the disk for want of memory.",
     "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",
 )
 
@@ -111,6 +114,9 @@ def measure_all(arguments: argparse.Namespace, console: Console) -> dict[str, An
         source = make_embeddings(CACHE / "tfds", arguments.most_embeddings, arguments.seed)
         for name in ("embeddings", "embeddings_chain"):
             rounds[f"{name}_most"] = [bench.ours(name, source, *_WORKS["embeddings"][name])]
+    if "duplicates" in arguments.part:
+        source = make_parts(CACHE / "tfds", arguments.duplicates, arguments.seed)
+        rounds["duplicates"] = [bench.ours("duplicates", source, ("parts",), ("duplicates",))]
     medians = {name: _median(runs) for name, runs in rounds.items()}
     settings = {name: getattr(arguments, name) for name in _SIZES}
     return {
@@ -207,6 +213,11 @@ def _headline(medians: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     if "split" in medians:
         found["split_ratio"] = _rate(medians["split"]) / _rate(medians["split_duckdb"])
         found["split_peak_mb"] = medians["split"]["peak_mb"]
+    if "duplicates" in medians:
+        taken = medians["duplicates"]
+        found["duplicates_rows_per_cpu_s"] = _rate(taken)
+        found["duplicates_peak_mb"] = taken["peak_mb"]
+        found["duplicates_spilled_bytes"] = taken["written_bytes"] - taken["bytes"]
     if "join" in medians:
         vectors = medians["join"]["examples"] * 2 * 2 * EMBEDDING_WIDTH  # two of float16
         found["join_mb_per_cpu_s"] = vectors / 1e6 / medians["join"]["cpu_s"]
@@ -225,7 +236,17 @@ def _rate(taken: Mapping[str, float], start: Mapping[str, float] | None = None) 
 
 def _tables(results: Mapping[str, Any]) -> list[Table]:
     medians = results["medians"]
-    table = Table("work", "examples", "MB", "CPU seconds", "examples per CPU-s", "peak MB", title="Medians")
+    columns = (
+        "work",
+        "examples",
+        "MB",
+        "CPU seconds",
+        "seconds",
+        "examples per CPU-s",
+        "peak MB",
+        "MB written",
+    )
+    table = Table(*columns, title="Medians")
     for name, taken in medians.items():
         start = medians.get(f"{name}_start")
         table.add_row(
@@ -233,8 +254,10 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
             f"{taken['examples']:.0f}" if taken["examples"] else "",
             f"{taken['bytes'] / 1e6:.0f}",
             f"{taken['cpu_s']:.2f}",
+            f"{taken['wall_s']:.2f}",
             f"{_rate(taken, start):.0f}" if taken["examples"] > 1 else "",
             f"{taken['peak_mb']:.0f}",
+            f"{taken['written_bytes'] / 1e6:.0f}" if "written_bytes" in taken else "",
         )
     figures = Table("figure", "value", title="Ours over the official builder's, and beside plain writing")
     for name, value in results["headline"].items():

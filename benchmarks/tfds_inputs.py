@@ -83,32 +83,60 @@ def make_image_shard(cache: Path, rows: int, seed: int, *, photographs: Path = P
 
 
 def make_part(cache: Path, rows: int, seed: int) -> Path:
-    """A folder with one raw file, in the release's columns; or find it in the cache."""
+    """A folder with one raw file, in the release's columns, no two rows the same; or find it in the cache."""
 
     def make(folder: Path) -> None:
-        rng = np.random.default_rng(seed)
-        texts = _texts(rng, range(_TEXTS))
-        with pq.ParquetWriter(folder / "part-00000.parquet", RAW) as writer:
-            for first in range(0, rows, _TEXTS):
-                count = min(_TEXTS, rows - first)
-                numbers = pa.array(np.arange(first, first + count))
-                sizes = rng.integers(100, 2_000, (2, count)).astype(np.int32)
-                columns = {
-                    "SAMPLE_ID": numbers,
-                    # No two are the same.
-                    "URL": pc.binary_join_element_wise(
-                        pa.array(texts["url"][:count]), numbers.cast(pa.string()), "/"
-                    ),
-                    "TEXT": texts["caption"][:count],
-                    "HEIGHT": sizes[0],
-                    "WIDTH": sizes[1],
-                    "similarity": rng.uniform(0.3, 0.4, count),
-                    **{name: texts[name][:count] for name in ("LICENSE", "NSFW")},
-                }
-                table = pa.table({name: columns[name] for name in RAW.names}, schema=RAW)
-                writer.write_table(table, row_group_size=_TEXTS)
+        _write_part(folder / "part-00000.parquet", np.random.default_rng(seed), lambda numbers: numbers, rows)
 
     return _cached(cache / f"part-{rows}-{seed}", make)
+
+
+def make_parts(cache: Path, rows: int, seed: int) -> Path:
+    """A folder with two raw files of so many rows each, or find it in the cache.
+
+    Each repeats every hundredth of its own rows, and the second, besides, every two hundredth of the first.
+    """
+
+    def again(numbers: np.ndarray) -> np.ndarray:
+        at = numbers % rows
+        own = np.where(at % 100 == 99, numbers - 1, numbers)
+        return np.where((numbers >= rows) & (at % 200 == 50), numbers - rows, own)
+
+    def make(folder: Path) -> None:
+        for part in range(2):
+            rng = np.random.default_rng(seed)  # of both the same texts
+            _write_part(folder / f"part-{part:05d}.parquet", rng, again, rows, first_row=part * rows)
+
+    return _cached(cache / f"parts-{rows}-{seed}", make)
+
+
+def _write_part(
+    path: Path,
+    rng: np.random.Generator,
+    number_of: Callable[[np.ndarray], np.ndarray],
+    rows: int,
+    *,
+    first_row: int = 0,
+) -> None:
+    """Write a raw file; rows of one number have one URL and one text."""
+    texts = {name: pa.array(values) for name, values in _texts(rng, range(_TEXTS)).items()}
+    with pq.ParquetWriter(path, RAW) as writer:
+        for first in range(first_row, first_row + rows, _TEXTS):
+            count = min(_TEXTS, first_row + rows - first)
+            numbers = number_of(np.arange(first, first + count))
+            chosen = {name: values.take(pa.array(numbers % _TEXTS)) for name, values in texts.items()}
+            sizes = rng.integers(100, 2_000, (2, count)).astype(np.int32)
+            columns = {
+                "SAMPLE_ID": numbers,
+                "URL": pc.binary_join_element_wise(chosen["url"], pa.array(numbers).cast(pa.string()), "/"),
+                "TEXT": chosen["caption"],
+                "HEIGHT": sizes[0],
+                "WIDTH": sizes[1],
+                "similarity": rng.uniform(0.3, 0.4, count),
+                **{name: chosen[name] for name in ("LICENSE", "NSFW")},
+            }
+            table = pa.table({name: columns[name] for name in RAW.names}, schema=RAW)
+            writer.write_table(table, row_group_size=_TEXTS)
 
 
 _METADATA: Final = pa.schema(

@@ -25,6 +25,7 @@ from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.plan import ShardPlan
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import EMBEDDING_WIDTH
+from laion_assets.stages.duplicates import search_duplicates
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.normalized_embeddings import normalize_embeddings
@@ -45,13 +46,20 @@ _PIECE_BYTES: Final = 1 << 20
 def main() -> None:
     source, layout = sys.argv[1], Layout(Path(sys.argv[2]))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    start_cpu, start_wall = time.process_time(), time.perf_counter()
+    start_cpu, start_wall, start_written = time.process_time(), time.perf_counter(), _written()
     for step in sys.argv[3:]:
         examples, size = STEPS[step](layout, source)
     taken = {"cpu_s": time.process_time() - start_cpu, "wall_s": time.perf_counter() - start_wall}
+    taken["written_bytes"] = _written() - start_written
     # Not getrusage(2)'s, in which the memory of the process that started this one counts.
     (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     print(json.dumps({**taken, "examples": examples, "bytes": size, "peak_mb": int(peak) / 1024}))
+
+
+def _written() -> int:
+    """Bytes that this process has handed to write(2), whatever became of the file."""
+    (written,) = re.findall(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    return int(written)
 
 
 def _step(run: Callable[[Layout, str], Manifest]) -> Callable[[Layout, str], tuple[int, int]]:
@@ -97,6 +105,31 @@ def _part(layout: Layout, source: str) -> Manifest:
     return part
 
 
+def _parts(layout: Layout, source: str) -> tuple[int, int]:
+    """Every raw file as a part."""
+    made = [
+        check_part(
+            path.stem,
+            layout,
+            location=str(path),
+            source_schema="laion400m",
+            rows_per_shard=_ROWS_PER_SHARD,
+        )
+        for path in sorted(Path(source).glob("part-*.parquet"))
+    ]
+    return sum(manifest.rows for manifest in made), sum(manifest.bytes for manifest in made)
+
+
+def _search_duplicates(layout: Layout, _: str) -> tuple[int, int]:
+    """What is repeated in all parts; the counts have to be those that make_parts made."""
+    manifest = search_duplicates(layout, Thresholds())
+    counts, each = manifest.counts, manifest.rows // 2
+    expected = {"url_repeated_across_parts": each // 200, "pair_repeated": 2 * (each // 100) + each // 200}
+    if any(counts[name] != count for name, count in expected.items()):
+        raise RuntimeError(f"{counts}, not {expected}")
+    return manifest.rows, manifest.bytes
+
+
 def _split(layout: Layout, _: str) -> tuple[int, int]:
     """Every shard of the part, in one pass over it."""
     shards = ShardPlan.load(layout).shards
@@ -129,6 +162,8 @@ STEPS: Final = {
     "tfds_images": _step(lambda layout, _: write_tfds_images(_PICTURES, layout)),
     "copy": _copy_tar,
     "part": _step(_part),
+    "parts": _parts,
+    "duplicates": _search_duplicates,
     "split": _split,
     "duckdb": _copy_by_duckdb,
 }

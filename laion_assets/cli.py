@@ -231,14 +231,17 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
 def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) -> int:
     """Read every published file and compare its checksum.
 
-    The exit code is 1 if a file is not the one that its manifest vouches for.
+    The exit code is 1 if a file is not the one that its manifest vouches for, or if TFDS's folders hold
+    another than was published.
     """
-    from laion_assets.formats import publish
+    from laion_assets.dataset_shards import verify_dataset
+    from laion_assets.formats import publish, tfds
     from laion_assets.partitions import Axis
     from laion_assets.pipeline import STAGES
     from laion_assets.published import partitions_of
 
     layout = Settings.load(settings_file).layout
+    configs = {layout.dataset(config).stage: config for config in tfds.CONFIGS}
     asked = _range(shards)
     table = Table("stage", "partitions", "files", "bytes", "damaged")
     damaged: list[str] = []
@@ -251,6 +254,8 @@ def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) ->
         for key in track(keys, stage.name, console=console, transient=True):
             try:
                 manifests.append(publish.verify(stage.output(layout, key)))
+                if stage.name in configs:
+                    verify_dataset(configs[stage.name], layout)
             except (CorruptInput, MissingInput) as error:
                 damaged.append(str(error))
         counts = (

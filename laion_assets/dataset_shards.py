@@ -15,12 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laion_assets.embedding_source import read_embedding_source
-from laion_assets.errors import CorruptManifest, CorruptParquet, MissingInput, PlanError, ShardBusy
+from laion_assets.errors import (
+    CorruptInput,
+    CorruptManifest,
+    CorruptParquet,
+    MissingInput,
+    PlanError,
+    ShardBusy,
+)
 from laion_assets.formats import parquet, tfds
+from laion_assets.formats.checksums import checksums_of, sha256_of
 from laion_assets.formats.durable import identity, make_folder, sync_file
-from laion_assets.formats.publish import Manifest, read_manifest, require
+from laion_assets.formats.publish import Manifest, done, read_manifest, require, verify
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, ShardId
+from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX
 from laion_assets.published import output_of
 from laion_assets.schema import COUNTED, KNOWN_SHARDS, SET_ASIDE_PREFIX, TAG_PREFIX, NsfwTag
@@ -138,6 +146,55 @@ def add_up(shards: Iterable[DatasetShard]) -> tuple[dict[str, dict[str, int]], d
             totals.setdefault(kind, {})[what] = int(found.sum())
             counted[kind] = len(found)
     return totals, counted
+
+
+def verify_dataset(config: tfds.Config, layout: Layout) -> None:
+    """Compare the files that TFDS reads, shards and metadata, with the record of the last publication.
+
+    A shard that is a link to the file of its stage, as it was then, is not read: it is as whole as that one.
+
+    Raises:
+        MissingInput: if the config is not published.
+        CorruptInput: if the record, or a file, is not the one that was published.
+    """
+    output = layout.dataset(config)
+    verify(output)
+    record, folder = json.loads(output.only.read_bytes()), layout.tfds_version(config)
+    for name, sha256 in record.get("metadata", {}).items():  # which 0.1.0 did not record
+        path = folder / name
+        _check_published(path, path.is_file() and sha256_of(path) == sha256, f"sha256 {sha256}")
+    default = layout.tfds_default_config
+    _check_published(default, tfds.names_default_config(default), "the default config's name")
+    shards = {ShardId.parse(key): shard for key, shard in record["shards"].items()}
+    examples = {shard.number: found["examples"] for shard, found in sorted(shards.items())}
+    numbers = tfds.file_numbers(examples, dense=layout.dense)
+    count = len(numbers) if layout.dense else record["shard_count"]
+    for shard, found in shards.items():
+        if found["examples"]:
+            path = folder / tfds.shard_file_name(numbers[shard.number], count, layout.file_format)
+            version, source = found["data_version"], layout.tfds_shard(config, shard)
+            _check_published(path, _is_shard(path, source, version), f"shard {shard} of version {version}")
+
+
+def _is_shard(path: Path, source: Output, version: str) -> bool:
+    """Whether a file has the contents that a shard had when it was published."""
+    if not path.is_file():
+        return False
+    manifest = done(source)
+    if manifest is not None and manifest.data_version == version and path.samefile(source.only):
+        return True
+    names = (checksums_of(path).blake3, sha256_of(path))  # sha256 named contents until 0.1.0
+    return version in [fingerprint({source.only.name: name}) for name in names]
+
+
+def _check_published(path: Path, is_as_published: bool, expected: str) -> None:
+    if not is_as_published:
+        raise CorruptInput(
+            path,
+            expected=f"{expected}, as it was published",
+            found="another file" if path.exists() else "no file",
+            remedy="Materialize the data set again.",
+        )
 
 
 def _look_at(layout: Layout, config: tfds.Config, number: int) -> DatasetShard:

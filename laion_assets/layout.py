@@ -177,6 +177,10 @@ class Layout:
         """Which rows of which part make which shard."""
         return self._output("shard_plan", "shard_plan", "shard_plan.json")
 
+    def duplicates(self) -> Output:
+        """How many rows of each part, and of all parts, are repeated or cannot be meant."""
+        return self._output("duplicates", "duplicates", "duplicates.parquet")
+
     def samples(self, shard: ShardId) -> Output:
         """The rows of one shard, keyed."""
         return self._output("samples", str(shard), f"{shard}.parquet")

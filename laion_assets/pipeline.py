@@ -24,6 +24,7 @@ from laion_assets.settings import Settings
 from laion_assets.stages import (
     catalog,
     dataset_report,
+    duplicates,
     embedding_index,
     embedding_join,
     embeddings,
@@ -95,6 +96,10 @@ def _shard_plan(settings: Settings, _: str) -> Manifest:
     return shard_plan.plan_shards(
         settings.layout, tuple(settings.raw_files()), rows_per_shard=settings.rows_per_shard
     )
+
+
+def _duplicates(settings: Settings, _: str) -> Manifest:
+    return duplicates.search_duplicates(settings.layout, settings.quality)
 
 
 def _samples(settings: Settings, key: str) -> Manifest:
@@ -229,6 +234,20 @@ STAGES: Final = (
             "Which rows of which part make which shard: `shard_plan/shard_plan.json`. Only ever appended "
             "to, so a shard keeps its number and rows. Reload the code location after it grew."
         ),
+    ),
+    Stage(
+        name="duplicates",
+        axis=Axis.NONE,
+        inputs=("raw_metadata",),
+        run=_duplicates,
+        code_version=duplicates.CODE_VERSION,
+        group="metadata",
+        kinds=frozenset({"parquet", "duckdb"}),
+        description=(
+            "How many rows of each part, and of all parts together, repeat a URL or a pair of URL and alt "
+            "text, lack a URL, or have a similarity out of range: `duplicates/duplicates.parquet`."
+        ),
+        columns=schema.DUPLICATES,
     ),
     Stage(
         name="samples",
@@ -425,6 +444,7 @@ STAGES: Final = (
         axis=Axis.NONE,
         # It reads every stage; these are where the branches end, the last of them only if it is asked for.
         inputs=(
+            "duplicates",
             "laion400m_images",
             "laion400m_embeddings",
             "image_embeddings",
@@ -463,6 +483,7 @@ EMBEDDINGS: Final = (
 )
 JOINED: Final = ("image_embeddings", "tfds_image_embeddings")
 PUBLICATION: Final = (
+    "duplicates",
     "laion400m_images",
     "laion400m_embeddings",
     "laion400m_image_embeddings",
@@ -473,6 +494,7 @@ PUBLICATION: Final = (
 # Stages that have nothing to do while these partitions are not there.
 _POINTLESS_WITHOUT: Final[Mapping[str, tuple[Axis, ...]]] = MappingProxyType(
     {
+        "duplicates": (Axis.PART,),
         "laion400m_images": (Axis.SHARD,),
         "laion400m_embeddings": (Axis.EMBEDDING_SHARD,),
         "image_embeddings": (Axis.EMBEDDING_SHARD,),

@@ -17,6 +17,7 @@ _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyTyp
     {
         "raw_metadata": Layout.raw_metadata,
         "shard_plan": lambda layout, _: layout.shard_plan(),
+        "duplicates": lambda layout, _: layout.duplicates(),
         "samples": lambda layout, key: layout.samples(ShardId.parse(key)),
         "images": lambda layout, key: layout.images(ShardId.parse(key)),
         "normalized_images": lambda layout, key: layout.normalized_images(ShardId.parse(key)),
@@ -45,6 +46,7 @@ DATA_STAGES: Final = tuple(name for name in STAGE_NAMES if name not in ("catalog
 _UNPARTITIONED: Final = frozenset(
     {
         "shard_plan",
+        "duplicates",
         "laion400m_images",
         "laion400m_embeddings",
         "laion400m_image_embeddings",

@@ -93,6 +93,27 @@ RAW: Final = pa.schema(
     ]
 )
 
+DUPLICATES: Final = pa.schema(
+    [
+        _column("part", pa.string(), "name of the part; null for all parts together"),
+        _column("rows", pa.int64(), "rows it has", nullable=False),
+        _column("url_null", pa.int64(), "rows without a URL", nullable=False),
+        _column("text_null", pa.int64(), "rows without an alt text", nullable=False),
+        _column("similarity_missing", pa.int64(), "rows whose similarity is null, NaN or -1", nullable=False),
+        _column(
+            "similarity_outside",
+            pa.int64(),
+            "rows whose similarity is below what the release kept, or above 1",
+            nullable=False,
+        ),
+        _column(
+            "similarity_impossible", pa.int64(), "of these, no cosine: above 1 or below 0", nullable=False
+        ),
+        _column("url_repeated", pa.int64(), "rows whose URL is that of a row before them", nullable=False),
+        _column("pair_repeated", pa.int64(), "rows whose URL and alt text are", nullable=False),
+    ]
+)
+
 SAMPLES: Final = pa.schema(
     [
         _column(

@@ -25,6 +25,7 @@ from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import IMAGES, RAW, REQUESTS, SAMPLES
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.dataset_report import write_dataset_report
+from laion_assets.stages.duplicates import search_duplicates
 from laion_assets.stages.embedding_index import index_embeddings
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
@@ -144,6 +145,7 @@ def build_root(folder: Path) -> Layout:
     pq.write_table(pa.Table.from_pylist(raw_rows(), schema=RAW), source)
     check_part(PART, layout, location=str(source), source_schema="laion400m", rows_per_shard=ROWS_PER_SHARD)
     plan_shards(layout, [PART], rows_per_shard=ROWS_PER_SHARD)
+    search_duplicates(layout, LENIENT)
     for number in range(3):
         write_samples(ShardId(number), layout)
     for shard in SHARDS:

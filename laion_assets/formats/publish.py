@@ -167,8 +167,8 @@ def publish(
         recipe: what their bytes follow from.
         write: writes every file of ``output`` into the draft it is given.
         reads: partitions that ``write`` reads whole; each has its data version among the recipe's inputs
-            under its stage's name. They are verified before ``write`` begins, and nobody replaces them
-            until it ends.
+            under its stage's name, or under that and its key where several of a stage are read. They are
+            verified before ``write`` begins, and nobody replaces them until it ends.
         also_intact: whether what ``write`` left elsewhere is still there; asked once everything else is.
 
     Returns:
@@ -360,7 +360,7 @@ def _check_source(source: Output, recipe: Recipe) -> None:
     """Check that an input is whole, and the one that the recipe was written for."""
     manifest = require(source)
     version = manifest.data_version
-    if recipe.inputs[source.stage] != version:
+    if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != version:
         raise ShardBusy(f"{source} was made again just now: run this again")
     # The manifest's files, since older versions and img2dataset wrote fewer than the output has names.
     identities = tuple(identity(source.path(name).stat()) for name in manifest.files)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from laion_assets.schema import EMBEDDING_WIDTH, MISSING_SIMILARITY, NsfwTag
 
 Config = Literal["images", "embeddings", "image_embeddings"]
 """Those of the official class, and one that it has not: the features of both."""
+
+CONFIGS: Final[tuple[Config, ...]] = get_args(Config)
 
 SPLIT: Final = "train"
 DEFAULT_CONFIG: Final[Config] = "images"

@@ -44,3 +44,6 @@ class Thresholds(Policy):
     """Pictures of a shard decoded in full by the check that a picture is what its row says."""
     sampled_shards: int = Field(default=16, ge=1)
     """Shards of a data set whose records are counted by the check that it holds what it says."""
+    duckdb_memory_bytes: int = Field(default=512 << 20, ge=16 << 20)
+    """Memory that DuckDB may take to find duplicates in all parts; beyond it, the data root's disk is used.
+    Python and what DuckDB does not count take some 350 MB beside."""

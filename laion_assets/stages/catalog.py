@@ -32,6 +32,7 @@ from laion_assets.published import (
     version_of_everything,
 )
 from laion_assets.schema import (
+    DUPLICATES,
     IMAGES,
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
@@ -44,7 +45,7 @@ from laion_assets.schema import (
     image_embeddings,
 )
 
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,13 @@ _VIEWS: Final = (
         schema=RAW,
         description="The rows of the raw parts.",
         same_columns=False,
+    ),
+    _View(
+        name="duplicates",
+        stage="duplicates",
+        partition="stage",
+        schema=DUPLICATES,
+        description="Repeated and impossible values of each part, and of all parts.",
     ),
     _View(
         name="samples",
@@ -167,6 +175,10 @@ _QUERIES: Final = (
             "SELECT stage, count(*) AS partitions, sum(rows) AS rows, sum(bytes) AS bytes, "
             "sum(seconds) / 3600 AS hours FROM shards GROUP BY ALL ORDER BY stage"
         ),
+    ),
+    (
+        "What the list repeats, or cannot mean, by part and, where part is null, in all of it.",
+        "SELECT * EXCLUDE (stage) FROM duplicates ORDER BY part NULLS LAST",
     ),
     (
         "Why pictures are missing.",
@@ -274,7 +286,7 @@ def _select(layout: Layout, view: _View) -> str:
     output = sample_output(layout, view.stage)
     before, after = output.names[view.file].split(output.partition)
     # A part is named as its file was; shards are numbers, which keeps one table of a stage from another.
-    keys = "*" if view.partition == "part" else "*[0-9]"
+    keys = "*[0-9]" if view.partition in ("shard", "embedding_shard") else "*"
     files = f"{_folder(output.folder)}/{before}{keys}{after}"
     union = "" if view.same_columns else ", union_by_name = true"
     manifests = " OR ".join(

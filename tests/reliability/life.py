@@ -30,6 +30,7 @@ from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import RAW
 from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.dataset_report import write_dataset_report
+from laion_assets.stages.duplicates import search_duplicates
 from laion_assets.stages.embedding_index import index_embeddings
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
@@ -120,6 +121,7 @@ STAGES: Final[Mapping[str, Callable[[Path], Manifest]]] = MappingProxyType(
     {
         "raw_metadata": _raw_metadata,
         "shard_plan": lambda folder: plan_shards(layout_of(folder), [PART], rows_per_shard=ROWS),
+        "duplicates": lambda folder: search_duplicates(layout_of(folder), LENIENT),
         "samples": lambda folder: write_samples(SHARD, layout_of(folder)),
         "images": _images,
         "normalized_images": lambda folder: normalize_images(SHARD, layout_of(folder)),
@@ -150,7 +152,10 @@ STAGES: Final[Mapping[str, Callable[[Path], Manifest]]] = MappingProxyType(
 def output(stage: str, folder: Path) -> Output:
     """The files of a stage's one partition."""
     partition = {"raw_metadata": PART}.get(stage, str(SHARD))
-    is_whole = stage.startswith("laion400m_") or stage in ("shard_plan", "catalog", "dataset_report")
+    is_whole = stage.startswith("laion400m_") or stage in (
+        *("shard_plan", "duplicates"),
+        *("catalog", "dataset_report"),
+    )
     return output_of(layout_of(folder), stage, stage if is_whole else partition)
 
 

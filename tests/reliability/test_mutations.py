@@ -40,6 +40,7 @@ from laion_assets.placed_images import check_placed
 from laion_assets.plan import ShardPlan
 from laion_assets.raw_source import read_source
 from laion_assets.schema import (
+    DUPLICATES,
     IMAGES,
     NORMALIZED_EMBEDDINGS,
     NORMALIZED_IMAGES,
@@ -166,7 +167,8 @@ def sealed(path: str, *stages: str, of: str | None = None) -> Subject:
 PICTURE_READERS = ("tfds_images", "tfds_image_embeddings")
 JOIN_READERS = ("embedding_index", "normalized_embeddings", "tfds_embeddings", "image_embeddings")
 SUBJECTS = (
-    published("raw_metadata", life.PART, RAW, "samples"),
+    published("raw_metadata", life.PART, RAW, "samples", "duplicates"),
+    published("duplicates", "duplicates", DUPLICATES),
     published("samples", f"{S}", SAMPLES, "images"),
     published("images", f"{S}", IMAGES, "normalized_images", *PICTURE_READERS),
     published("normalized_images", f"{S}", NORMALIZED_IMAGES, "image_embeddings", *PICTURE_READERS),
@@ -207,7 +209,7 @@ SUBJECTS = (
     records("tfds_image_embeddings"),
     # A stage that decodes starts a process for it, which takes as long as twenty other cases.
     Subject(format="TFRecord", path=JOURNAL, readers=(read_payloads,), stages=("images",), weight=1),
-    sealed(f"raw_metadata/{life.PART}.manifest.json", "samples"),
+    sealed(f"raw_metadata/{life.PART}.manifest.json", "samples", "duplicates"),
     sealed(f"raw_metadata/{life.PART}.source.json", "shard_plan", of="raw_metadata"),
     sealed("shard_plan/shard_plan.json", "samples", of="shard_plan"),
     sealed(f"samples/{S}.manifest.json", "images"),

@@ -46,6 +46,7 @@ def test_outputs_of_all_stages_never_share_a_file(tmp_path):
     outputs = [
         layout.raw_metadata("p"),
         layout.shard_plan(),
+        layout.duplicates(),
         layout.samples(shard),
         layout.images(shard),
         layout.normalized_images(shard),

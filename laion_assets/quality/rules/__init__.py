@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from laion_assets.quality.rules.datasets import DATASET_RULES
+from laion_assets.quality.rules.duplicates import DUPLICATE_RULES
 from laion_assets.quality.rules.embedding_index import EMBEDDING_INDEX_RULES
 from laion_assets.quality.rules.embeddings import EMBEDDING_RULES
 from laion_assets.quality.rules.images import IMAGE_RULES
@@ -16,6 +17,7 @@ __all__ = ["RULES", "Query", "Rule", "Subject", "Verdict"]
 
 RULES: Final[tuple[Rule, ...]] = (
     *METADATA_RULES,
+    *DUPLICATE_RULES,
     *IMAGE_RULES,
     *EMBEDDING_RULES,
     *EMBEDDING_INDEX_RULES,

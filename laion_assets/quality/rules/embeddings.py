@@ -18,8 +18,9 @@ from laion_assets.formats import npy, parquet
 from laion_assets.formats.arrow import vectors_of
 from laion_assets.formats.publish import require
 from laion_assets.normalization import SIMILARITY_TOLERANCE
+from laion_assets.quality.row_stream import RowStream, stored_rows
 from laion_assets.quality.rules.images import NSFW_SQL, SIMILARITY_SQL, URL_SQL
-from laion_assets.quality.rules.rule import Offences, Query, RowStream, Rule, Subject, Verdict, stored_rows
+from laion_assets.quality.rules.rule import Offences, Query, Rule, Subject, Verdict
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import (
     NORMALIZED_EMBEDDINGS,

@@ -23,16 +23,15 @@ from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.outcomes import Outcome, Status
+from laion_assets.quality.row_stream import RowStream, stored_rows
 from laion_assets.quality.rules.rule import (
     Offences,
     Query,
-    RowStream,
     Rule,
     Subject,
     Verdict,
     read_json_object,
     spread,
-    stored_rows,
 )
 from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES, ROWS_SET_ASIDE, SAMPLES, NsfwTag
 

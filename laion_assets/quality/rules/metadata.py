@@ -17,7 +17,8 @@ from laion_assets.formats.publish import read_manifest, require
 from laion_assets.keys import global_keys
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.plan import PlanEntry, ShardPlan
-from laion_assets.quality.rules.rule import Offences, Query, RowStream, Rule, Subject, Verdict, stored_rows
+from laion_assets.quality.row_stream import RowStream, stored_rows
+from laion_assets.quality.rules.rule import Offences, Query, Rule, Subject, Verdict
 from laion_assets.raw_source import read_source
 from laion_assets.schema import MISSING_SIMILARITY, RAW, SAMPLES, SetAside
 

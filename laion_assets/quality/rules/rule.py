@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
 
 from laion_assets.errors import CorruptInput
-from laion_assets.formats import parquet
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.quality.row_stream import NumberedRows, RowStream
 from laion_assets.quality.text import printable
 from laion_assets.quality.thresholds import Thresholds
 
@@ -25,11 +24,6 @@ MAX_EXAMPLES: Final = 5
 
 MAX_EXAMPLE_CHARACTERS: Final = 300
 """Longest example, detail included."""
-
-ROW_INDEX: Final = "row_index"
-"""Column that every query sees besides the table's own: the row's number in the file, from 0."""
-
-_BATCH_ROWS: Final = 65_536
 
 # A part of 13 million rows is looked through for repeated pairs in 0.6 GB; beyond this DuckDB uses the disk.
 _MEMORY_LIMIT: Final = "2GB"
@@ -174,19 +168,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowStream:
-    """Rows of a table, a batch at a time, so that memory does not grow with the file.
-
-    Attributes:
-        schema: columns of every batch.
-        batches: the rows.
-    """
-
-    schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Query:
     """A rule over one table, in DuckDB's SQL.
 
@@ -205,18 +186,12 @@ class Query:
 
     def __call__(self, subject: Subject) -> Verdict:
         """Run the query on one partition."""
-        stream = self.read(subject, self.columns)
-        counter = _Counter(stream.batches)
+        numbered = NumberedRows(self.read(subject, self.columns))
         names = set(re.findall(r"\$(\w+)", self.sql))
         parameters = {name: getattr(subject.thresholds, name) for name in names}
         with _database().cursor() as cursor:
-            cursor.register("rows", counter.reader(stream.schema))
-            try:
+            with numbered.registered(cursor):
                 cursor.execute(f"CREATE TEMP TABLE offending AS {self.sql}", parameters)
-            except duckdb.Error:
-                if counter.error is not None:  # DuckDB makes its own error of what the reader raised
-                    raise counter.error from None
-                raise
             (offending,) = cursor.execute("SELECT count(*) FROM offending").fetchone() or (0,)
             first = cursor.execute(
                 f"SELECT key, detail FROM offending ORDER BY key, detail LIMIT {MAX_EXAMPLES}"  # noqa: S608
@@ -225,71 +200,12 @@ class Query:
             0.0 if self.allowed_share is None else float(getattr(subject.thresholds, self.allowed_share))
         )
         return Verdict(
-            passed=offending <= allowed * counter.rows,
+            passed=offending <= allowed * numbered.rows,
             offending=offending,
-            rows=counter.rows,
+            rows=numbered.rows,
             examples=tuple(_example(f"{key}: {detail}") for key, detail in first),
-            figures={"share": offending / counter.rows if counter.rows else 0.0, "allowed_share": allowed},
+            figures={"share": offending / numbered.rows if numbered.rows else 0.0, "allowed_share": allowed},
         )
-
-
-def stored_rows(
-    path: Path, schema: pa.Schema, columns: Sequence[str], *, and_more: bool = False
-) -> RowStream:
-    """Rows of a table that this project wrote, its page checksums verified.
-
-    Args:
-        path: the file.
-        schema: what it was declared as when written.
-        columns: which columns to read.
-        and_more: whether columns of the source may follow those declared.
-
-    Raises:
-        CorruptParquet: while it is read, if the file is damaged or was declared otherwise.
-    """
-    return RowStream(
-        schema=pa.schema([schema.field(name) for name in columns]),
-        batches=parquet.read_batches(
-            path, schema, batch_rows=_BATCH_ROWS, columns=columns, and_more=and_more
-        ),
-    )
-
-
-class _Counter:
-    """Hands on batches with their rows numbered, and keeps what went wrong while they were read."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self.rows = 0
-        self.error: CorruptInput | None = None
-        self._batches = batches
-
-    def reader(self, schema: pa.Schema) -> pa.RecordBatchReader:
-        numbered = schema.append(pa.field(ROW_INDEX, pa.int64()))
-        return pa.RecordBatchReader.from_batches(numbered, self._numbered(numbered))
-
-    def _numbered(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in self._batches:
-                numbers = pa.array(range(self.rows, self.rows + batch.num_rows), pa.int64())
-                self.rows += batch.num_rows
-                columns = [_valid_text(column) for column in batch.columns]
-                yield pa.RecordBatch.from_arrays([*columns, numbers], schema=schema)
-        except CorruptInput as error:
-            self.error = error
-            raise
-
-
-def _valid_text(column: pa.Array) -> pa.Array:
-    """The column with what is no UTF-8 replaced: Parquet files may hold it, and DuckDB refuses it."""
-    if not pa.types.is_string(column.type):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        values = column.cast(pa.binary()).to_pylist()
-        texts = [None if value is None else value.decode("utf-8", "replace") for value in values]
-        return pa.array(texts, pa.string())
-    return column
 
 
 @cache

@@ -138,6 +138,30 @@ def _(root):
     return spoil_plan(root, lambda plan: plan["entries"][0].update(sha256="0" * 64))
 
 
+def spoil_duplicates(root, change):
+    root.rewrite_table(root.layout.duplicates(), "duplicates.parquet", change)
+    return "duplicates"
+
+
+@bad("duplicates", "counts_add_up")
+def _(root):
+    return spoil_duplicates(root, lambda rows: rows[-1].update(url_null=rows[0]["url_null"] + 1))
+
+
+@bad("duplicates", "parts_are_current")
+def _(root):
+    spoil_raw(root, "URL", None)
+    return "duplicates"
+
+
+@bad("duplicates", "few_pairs_are_repeated")
+def _(root):
+    def repeat(rows):
+        rows[-1].update(url_repeated=9, pair_repeated=9)
+
+    return spoil_duplicates(root, repeat)
+
+
 @bad("samples", "keys_are_the_shards")
 def _(root):
     output = root.layout.samples(SHARD)

@@ -12,7 +12,8 @@ from laion_assets.stages.catalog import write_catalog
 from laion_assets.stages.normalized_images import normalize_images
 
 VIEWS = {
-    "raw_metadata", "samples", "images", "normalized_images", "normalized_images_set_aside", "embedding_join",
+    "raw_metadata", "duplicates", "samples", "images", "normalized_images", "normalized_images_set_aside",
+    "embedding_join",
     "normalized_embeddings", "normalized_embeddings_set_aside", "image_embeddings", "image_requests",
     "shards",
 }  # fmt: skip
@@ -45,6 +46,7 @@ def test_every_view_holds_what_its_stage_published(layout):
     assert ask(layout, "SELECT shard, count(*) FROM samples GROUP BY ALL ORDER BY ALL") == [
         ("00000", 20), ("00001", 20), ("00002", 10),
     ]  # fmt: skip
+    assert ask(layout, "SELECT part, rows, url_null FROM duplicates") == [(PART, 50, 1), (None, 50, 1)]
     assert count(layout, "images") == 40
     assert count(layout, "normalized_images") == read_rows(layout, layout.normalized_images)
     assert count(layout, "normalized_images_set_aside") == 0

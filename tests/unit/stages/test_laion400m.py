@@ -14,6 +14,7 @@ from copying import copy_tree
 from file_changes import killed_at, watch
 from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
 
+from laion_assets.dataset_shards import verify_dataset
 from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
 from laion_assets.formats.publish import Manifest, read_manifest, verify
 from laion_assets.formats.tfds import METADATA_FILES
@@ -587,3 +588,28 @@ def test_a_kill_at_any_change_leaves_the_old_or_the_new(
             assert _seen(layout) == new
     assert killed > 10
     assert _seen(layout) == new
+
+
+def test_a_dense_data_set_is_verified_by_the_numbers_of_its_files(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data", dense=True)
+    for number in (1, 4):
+        _write_images(layout, number, 2)
+    publish_dataset("images", layout, shard_count=6)
+    verify_dataset("images", layout)
+    # A shard that was made again since leaves the data set what it was.
+    _write_images(layout, 1, 2, caption="d")
+    verify_dataset("images", layout)
+    second = layout.tfds_version("images") / "laion400m-train.tfrecord-00001-of-00002"
+    body = bytearray(second.read_bytes())
+    second.unlink()
+    with pytest.raises(CorruptInput, match=r"00001-of-00002: expected shard 00004 .*found no file"):
+        verify_dataset("images", layout)
+    body[-1] ^= 1
+    second.write_bytes(body)
+    with pytest.raises(CorruptInput, match=r"00001-of-00002: .*found another file"):
+        verify_dataset("images", layout)
+
+
+def test_a_data_set_that_is_not_published_is_not_verified(layout: Layout) -> None:
+    with pytest.raises(MissingInput, match="laion400m_images is not there yet"):
+        verify_dataset("images", layout)
