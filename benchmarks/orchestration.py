@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import dagster as dg
 import sqlalchemy as db
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +43,7 @@ _STORAGES: Final = ("sqlite", "postgres")
 _LOCATION: Final = "laion_assets"
 # Setting -> its value in full and with --quick.
 _SIZES: Final = {
-    "real": (100, 4),
+    "real": (50, 4),
     "batch": (25, 2),
     "parts": (32, 3),
     "embedding_shards": (410, 4),
@@ -53,7 +54,7 @@ _SHARDS: Final = ((4_000, 41_455, 100_000), (40,))
 _HEADLINE_SHARDS: Final = 41_455
 _FIRST_RUN_LIMIT_S: Final = 600.0
 _BACKFILL_LIMIT_S: Final = 1_800.0
-_QUIET_S: Final = 20.0
+_QUIET_S: Final = 10.0
 
 # What is aimed at, at 41,455 shards; the most that each figure may be.
 TARGETS: Final = {
@@ -171,9 +172,11 @@ def _measure(
 def _configure(home: Path, postgres: str | None) -> None:
     """The dagster.yaml that we ship, with PostgreSQL for storage if there is one."""
     home.mkdir()
-    shipped = (files("laion_assets") / "dagster.yaml").read_text()
-    storage = f"storage:\n  postgres:\n    postgres_url: {postgres}\n" if postgres else ""
-    (home / "dagster.yaml").write_text(shipped + storage)
+    settings = yaml.safe_load((files("laion_assets") / "dagster.yaml").read_text())
+    if postgres:
+        del settings["event_log_storage"]
+        settings["storage"] = {"postgres": {"postgres_url": postgres}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
 
 
 def _bytes_recorded(instance: dg.DagsterInstance) -> int:
