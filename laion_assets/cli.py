@@ -116,6 +116,14 @@ def build(
             "--again", help="Go over finished shards too, and redo what new settings, inputs or code changed."
         ),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Ask again for pictures that timed out, were refused or met a server's error; the other "
+            "pictures of their shards are kept.",
+        ),
+    ] = False,
 ) -> int:
     """Build what is missing, through Dagster.
 
@@ -128,7 +136,12 @@ def build(
     from laion_assets.progress import showing_progress
 
     settings = Settings.load(settings_file)
-    request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
+    request = Request(
+        shards=_range(shards),
+        embedding_shards=_range(embedding_shards),
+        again=again,
+        retry_failed=retry_failed,
+    )
     home = prepare_home(home_of(settings))
     with naming_storage_errors("Dagster's records", home), open_instance(home) as instance:
         _print_room(settings, pending(settings, instance, request))
