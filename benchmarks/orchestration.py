@@ -382,6 +382,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         for page, figures in taken["pages"].items():
             values = (figures[figure] for figure in ("p95_s", "slowest_p95_s", "first_s"))
             pages.add_row(*name.split(), page, *(f"{value:.3g}" for value in values))
+    at_full_size = any(int(name.split()[0]) == _HEADLINE_SHARDS for name in results["sizes"])
     figures = Table("figure", "value", "at most", "", title="Beside what is aimed at")
     for name, value in results["headline"].items():
         figures.add_row(
