@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
-import sqlalchemy as db
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +28,13 @@ from rich.table import Table
 from benchmarks import ui_queries
 from benchmarks.command import add_sizes, parse, show
 from benchmarks.measuring import Failed
-from benchmarks.orchestration_records import grow_data, make_data, record_real_build, repeat_records
+from benchmarks.orchestration_records import (
+    bytes_recorded,
+    grow_data,
+    make_data,
+    record_real_build,
+    repeat_records,
+)
 from benchmarks.orchestration_servers import REPOSITORY, Ui, serving_postgres, serving_ui
 from benchmarks.report import describe_hardware
 from laion_assets.defs.instance import open_instance, prepare_home
@@ -144,7 +149,7 @@ def _measure(
     with open_instance(prepare_home(settings.dagster_home)) as instance:
         record_real_build(settings, instance)
         keys = find_partitions(settings).shards
-        taken["bytes_per_shard"] = _bytes_recorded(instance) / len(keys)
+        taken["bytes_per_shard"] = bytes_recorded(instance) / len(keys)
         grow_data(settings, parts=arguments.parts, shards=shards, embedding_shards=arguments.embedding_shards)
         start = time.monotonic()
         taken["runs_recorded"] = repeat_records(settings, instance)
@@ -177,32 +182,6 @@ def _configure(home: Path, postgres: str | None) -> None:
         del settings["event_log_storage"]
         settings["storage"] = {"postgres": {"postgres_url": postgres}}
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
-
-
-def _bytes_recorded(instance: dg.DagsterInstance) -> int:
-    """Of the runs of the image chain: events in every table, and run shards' files where there are any."""
-    total = 0
-    storage: Any = instance.event_log_storage
-    for run in instance.get_runs():
-        with storage.index_connection() as connection:
-            events = connection.execute(
-                db.text("SELECT sum(length(event)) FROM event_logs WHERE run_id = :run"), {"run": run.run_id}
-            ).scalar_one()
-            checks = connection.execute(
-                db.text(
-                    "SELECT sum(length(evaluation_event)) FROM asset_check_executions WHERE run_id = :run"
-                ),
-                {"run": run.run_id},
-            ).scalar_one()
-            is_chain = connection.execute(
-                db.text("SELECT count(*) FROM event_logs WHERE run_id = :run AND asset_key = :key"),
-                {"run": run.run_id, "key": dg.AssetKey(IMAGES[0]).to_string()},
-            ).scalar_one()
-        if is_chain:
-            total += (events or 0) + (checks or 0)
-            if hasattr(storage, "path_for_shard"):
-                total += Path(storage.path_for_shard(run.run_id)).stat().st_size
-    return total
 
 
 def _load_cpu_s(data: Path, environment: Mapping[str, str]) -> float:
@@ -385,9 +364,9 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
     at_full_size = any(int(name.split()[0]) == _HEADLINE_SHARDS for name in results["sizes"])
     figures = Table("figure", "value", "at most", "", title="Beside what is aimed at")
     for name, value in results["headline"].items():
-        figures.add_row(
-            name, f"{value:.4g}", f"{TARGETS[name]:g}", "" if value <= TARGETS[name] else "missed"
-        )
+        # A small size is no judgement.
+        is_missed = at_full_size and value > TARGETS[name]
+        figures.add_row(name, f"{value:.4g}", f"{TARGETS[name]:g}", "missed" if is_missed else "")
     return [table, pages, figures]
 
 

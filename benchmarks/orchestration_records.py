@@ -135,6 +135,32 @@ def repeat_records(settings: Settings, instance: dg.DagsterInstance) -> dict[str
     return added
 
 
+def bytes_recorded(instance: dg.DagsterInstance) -> int:
+    """Of the runs of the image chain: events in every table, and run shards' files where there are any."""
+    total = 0
+    storage: Any = instance.event_log_storage
+    for run in instance.get_runs():
+        with storage.index_connection() as connection:
+            events = connection.execute(
+                db.text("SELECT sum(length(event)) FROM event_logs WHERE run_id = :run"), {"run": run.run_id}
+            ).scalar_one()
+            checks = connection.execute(
+                db.text(
+                    "SELECT sum(length(evaluation_event)) FROM asset_check_executions WHERE run_id = :run"
+                ),
+                {"run": run.run_id},
+            ).scalar_one()
+            is_chain = connection.execute(
+                db.text("SELECT count(*) FROM event_logs WHERE run_id = :run AND asset_key = :key"),
+                {"run": run.run_id, "key": dg.AssetKey(IMAGES[0]).to_string()},
+            ).scalar_one()
+        if is_chain:
+            total += (events or 0) + (checks or 0)
+            if hasattr(storage, "path_for_shard"):
+                total += Path(storage.path_for_shard(run.run_id)).stat().st_size
+    return total
+
+
 class _Template:
     """The records of one run, to be repeated for other partitions."""
 
