@@ -33,7 +33,7 @@ from laion_assets.defs.recording import Watcher
 from laion_assets.fetch.transport import FakeTransport, respond
 from laion_assets.layout import ShardId
 from laion_assets.partitions import Axis, find_partitions
-from laion_assets.pipeline import STAGE_BY_NAME
+from laion_assets.pipeline import IMAGES, STAGE_BY_NAME
 from laion_assets.plan import ShardPlan
 from laion_assets.schema import RAW
 from laion_assets.settings import SETTINGS_FILE, Settings
