@@ -52,7 +52,7 @@ bench-tfds: $(VENV)/runtime .venv-tfds-official/done
 bench-tfds-quick: $(VENV)/runtime .venv-tfds-official/done
 	$(BIN)/python -m benchmarks.tfds --quick
 
-# An hour or two and 20 GB of disk, on Linux; with PostgreSQL where it is installed.
+# Hours, and some 10 GB of disk, on Linux; with PostgreSQL where it is installed.
 bench-orchestration: $(VENV)/dev
 	$(BIN)/python -m benchmarks.orchestration --output benchmarks/results/orchestration.json
 
