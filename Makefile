@@ -4,6 +4,7 @@
 # make ui      Dagster's UI on 127.0.0.1
 # make bench-download   measure downloading, ours and img2dataset's (bench-download-quick: does it work?)
 # make bench-tfds       measure making TFDS shards, ours and the official builder's (bench-tfds-quick: as above)
+# make bench-orchestration   measure Dagster itself with 100,000 shards (bench-orchestration-quick: as above)
 # make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
 # The first of these that is a Python this project runs on.
@@ -13,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick lock clean
+.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -50,6 +51,13 @@ bench-tfds: $(VENV)/runtime .venv-tfds-official/done
 
 bench-tfds-quick: $(VENV)/runtime .venv-tfds-official/done
 	$(BIN)/python -m benchmarks.tfds --quick
+
+# Hours, and some 10 GB of disk, on Linux; with PostgreSQL where it is installed.
+bench-orchestration: $(VENV)/dev
+	$(BIN)/python -m benchmarks.orchestration --output benchmarks/results/orchestration.json
+
+bench-orchestration-quick: $(VENV)/dev
+	$(BIN)/python -m benchmarks.orchestration --quick
 
 # What we are measured beside, apart, since its versions of numpy, pandas, OpenCV or TensorFlow are its own.
 .venv-%/done: requirements/%.txt | $(VENV)/bin/python

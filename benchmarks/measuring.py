@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 _PERIOD_S: Final = 0.2
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
+TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
@@ -115,7 +115,7 @@ def busy_shares(
 
 def _look(root: int) -> Sample:
     ticks, memory = 0, 0
-    for process, used in _family(root).items():
+    for process, used in family(root).items():
         try:
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
             memory += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
@@ -126,14 +126,14 @@ def _look(root: int) -> Sample:
     idle = cpu[3] + cpu[4]
     return Sample(
         time_s=time.time(),
-        cpu_s=ticks / _TICKS,
-        busy_s=(sum(cpu) - idle) / _TICKS,
-        total_s=sum(cpu) / _TICKS,
+        cpu_s=ticks / TICKS,
+        busy_s=(sum(cpu) - idle) / TICKS,
+        total_s=sum(cpu) / TICKS,
         memory_bytes=memory * 1024,
     )
 
 
-def _family(root: int) -> dict[int, int]:
+def family(root: int) -> dict[int, int]:
     """Ticks that each process of a program has used: those of its session, and whoever they started."""
     ticks: dict[int, int] = {}
     children: dict[int, list[int]] = {}

@@ -26,6 +26,7 @@ from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Setting
 
 if TYPE_CHECKING:
     from laion_assets.defs.build import Build
+    from laion_assets.quality.checks import Rule, Verdict
 
 app = typer.Typer(
     name="laion-assets",
@@ -116,6 +117,14 @@ def build(
             "--again", help="Go over finished shards too, and redo what new settings, inputs or code changed."
         ),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Ask again for pictures that timed out, were refused or met a server's error; the other "
+            "pictures of their shards are kept.",
+        ),
+    ] = False,
 ) -> int:
     """Build what is missing, through Dagster.
 
@@ -128,7 +137,12 @@ def build(
     from laion_assets.progress import showing_progress
 
     settings = Settings.load(settings_file)
-    request = Request(shards=_range(shards), embedding_shards=_range(embedding_shards), again=again)
+    request = Request(
+        shards=_range(shards),
+        embedding_shards=_range(embedding_shards),
+        again=again,
+        retry_failed=retry_failed,
+    )
     home = prepare_home(home_of(settings))
     with naming_storage_errors("Dagster's records", home), open_instance(home) as instance:
         _print_room(settings, pending(settings, instance, request))
@@ -183,7 +197,14 @@ _FIRST_STEPS = (
 
 
 @app.command()
-def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> int:
+def check(
+    settings_file: SettingsOption = None,
+    shards: ShardsOption = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", metavar="FILE", help="Also write the results as JUnit XML, for CI systems."),
+    ] = None,
+) -> int:
     """Run every quality rule on what is built.
 
     The exit code is 1 if a rule that blocks fails; warnings do not change it.
@@ -192,13 +213,15 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     from laion_assets.partitions import Axis, find_partitions
     from laion_assets.pipeline import STAGES, keys_of
     from laion_assets.quality.checks import evaluate, rules_of
+    from laion_assets.quality.junit import junit_xml
 
     settings = Settings.load(settings_file)
     found = find_partitions(settings)
     asked = _range(shards)
     wanted = None if asked is None else set(asked)
     table = Table("stage", "rule", "partitions", "passed", "failed", "blocks", "first that failed")
-    blocked = ran = 0
+    blocked = 0
+    ran: list[tuple[Rule, str, Verdict]] = []
     for stage in STAGES:
         keys = keys_of(stage, found)
         if stage.axis is Axis.SHARD and wanted is not None:
@@ -208,7 +231,7 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
             with console.status(f"{stage.name}: {rule.name}"):
                 verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
             failed = {key: verdict for key, verdict in verdicts.items() if not verdict.passed}
-            ran += len(verdicts)
+            ran += [(rule, key, verdict) for key, verdict in verdicts.items()]
             blocked += len(failed) if rule.blocking else 0
             first = next((f"{key}: {', '.join(verdict.examples[:2])}" for key, verdict in failed.items()), "")
             table.add_row(
@@ -223,7 +246,9 @@ def check(settings_file: SettingsOption = None, shards: ShardsOption = None) -> 
     if not ran:
         raise MissingInput("there is nothing to check yet: run laion-assets build first")
     console.print(table)
-    console.print(f"{ran} checks ran, {blocked} failed that block")
+    if junit is not None:
+        junit.write_bytes(junit_xml(ran))
+    console.print(f"{len(ran)} checks ran, {blocked} failed that block")
     return _FAILED if blocked else 0
 
 

@@ -299,16 +299,25 @@ class _Keeper:
 
     async def keep(self, index: int, finished: Download, stored: Stored | None) -> Download:
         """Keep what became of the URL with this index, and say where its picture lies."""
-        kept: dict[str, Any] = {"index": index}
-        kept |= {name: getattr(finished, name) for name in _KEPT_FIELDS}  # asdict copies deeply, at a price
-        if stored is not None:
-            kept["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
         async with self._turn:
-            entry = self._journal.append(kept, b"" if stored is None else stored.encoded)
+            entry = enter(self._journal, index, finished, stored)
             if self._journal.unsynced >= _MOST_UNSYNCED:
                 # In another thread: a disk takes milliseconds, in which hundreds of answers come in.
                 await asyncio.to_thread(self._journal.sync)
         return _restore(entry)[1]
+
+
+def enter(journal: Journal, index: int, finished: Download, stored: Stored | None) -> Entry:
+    """Write to a journal what became of the URL with this index, and its picture if there is one.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    kept: dict[str, Any] = {"index": index}
+    kept |= {name: getattr(finished, name) for name in _KEPT_FIELDS}  # asdict copies deeply, at a price
+    if stored is not None:
+        kept["picture"] = {name: getattr(stored, name) for name in _STORED_FIELDS}
+    return journal.append(kept, b"" if stored is None else stored.encoded)
 
 
 _KEPT_FIELDS: Final = tuple(field.name for field in fields(Download))

@@ -49,6 +49,18 @@ class Outcome(StrEnum):
     OTHER = "other"  # of a shard made elsewhere, whose message says more
 
 
+PASSING: Final = frozenset(
+    {
+        Outcome.DNS,
+        Outcome.CONNECT,
+        Outcome.TIMEOUT,
+        Outcome.HOST_DOWN,
+        Outcome.HTTP_5XX,
+        Outcome.TRUNCATED,
+    }
+)
+"""Failures that may be none another day."""
+
 OUTCOME_PREFIX: Final = "outcome:"
 """What precedes an outcome where a manifest counts the rows of each."""
 
@@ -62,3 +74,8 @@ def count_failures(counts: Mapping[str, int]) -> dict[str, int]:
     }
     outcomes.pop(Outcome.SUCCESS, None)
     return outcomes
+
+
+def count_passing(counts: Mapping[str, int]) -> int:
+    """Rows that a manifest counts whose failure may be none another day."""
+    return sum(count for outcome, count in count_failures(counts).items() if outcome in PASSING)

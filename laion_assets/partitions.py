@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -72,3 +72,17 @@ def read_plan(settings: Settings) -> ShardPlan:
         return ShardPlan.load(settings.layout)
     except MissingInput:
         return ShardPlan(rows_per_shard=settings.rows_per_shard)
+
+
+def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterator[list[str]]:
+    """Wanted keys in runs of at most ``size`` that follow each other without a gap in ``every``."""
+    batch: list[str] = []
+    for key in every:
+        if key not in wanted or len(batch) == size:
+            if batch:
+                yield batch
+            batch = []
+        if key in wanted:
+            batch.append(key)
+    if batch:
+        yield batch

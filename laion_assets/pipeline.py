@@ -57,6 +57,7 @@ class Stage:
         description: what the files are and how to open them.
         columns: Arrow schema of the table among the files, if there is one.
         follow: as ``run``, of a stage whose partitions take so long that one wants to know how far it is.
+        retry: as ``follow``, but of a partition that is there only what failed and may not fail again.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     description: str
     columns: pa.Schema | None = None
     follow: Callable[[Settings, str, Follow], Manifest] | None = None
+    retry: Callable[[Settings, str, Follow], Manifest] | None = None
 
     def output(self, layout: Layout, partition: str) -> Output:
         """The files of one partition."""
@@ -108,6 +110,17 @@ def _samples(settings: Settings, key: str) -> Manifest:
 
 def _images(settings: Settings, key: str, follow: Follow | None = None) -> Manifest:
     return images.images(
+        ShardId.parse(key),
+        settings.layout,
+        settings.fetch,
+        settings.image,
+        columns=settings.raw,
+        follow=follow,
+    )
+
+
+def _retried_images(settings: Settings, key: str, follow: Follow) -> Manifest:
+    return images.retry_images(
         ShardId.parse(key),
         settings.layout,
         settings.fetch,
@@ -269,6 +282,7 @@ STAGES: Final = (
         inputs=("samples",),
         run=_images,
         follow=_images,
+        retry=_retried_images,
         code_version=images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet", "tar"}),

@@ -11,6 +11,7 @@ from typing import Final
 from laion_assets.formats.publish import Manifest, done, read_manifest
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.outcomes import count_passing
 
 # In the order of flow. The last two describe the others.
 _OUTPUTS: Final[Mapping[str, Callable[[Layout, str], Output]]] = MappingProxyType(
@@ -134,6 +135,13 @@ def manifests_of(layout: Layout, stage: str) -> dict[str, Manifest]:
     found = {key: read_manifest(output_of(layout, stage, key)) for key in partitions_of(layout, stage)}
     # One may have been withdrawn since the folder was listed.
     return {key: manifest for key, manifest in found.items() if manifest is not None}
+
+
+def retryable_shards(layout: Layout) -> frozenset[str]:
+    """Shards with rows whose download failed for the moment; reads every manifest."""
+    return frozenset(
+        key for key, manifest in manifests_of(layout, "images").items() if count_passing(manifest.counts)
+    )
 
 
 def version_of_everything(layout: Layout) -> str:

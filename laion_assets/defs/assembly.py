@@ -6,7 +6,7 @@ import dagster as dg
 
 from laion_assets.defs.assets import build_assets
 from laion_assets.defs.checks import build_checks
-from laion_assets.defs.jobs import build_jobs
+from laion_assets.defs.jobs import build_jobs, build_schedule
 from laion_assets.defs.partitions import PartitionSets
 from laion_assets.defs.recording import Watcher
 from laion_assets.defs.workers import attended_executor
@@ -36,5 +36,6 @@ def _assemble(settings: Settings, partitions: PartitionSets, watcher: Watcher) -
         assets=build_assets(settings, partitions, watcher),
         asset_checks=build_checks(settings, partitions, watcher),
         jobs=build_jobs(settings),
+        schedules=[build_schedule(settings)],
         executor=attended_executor,
     )

@@ -1,7 +1,7 @@
 """Builds what is missing, through Dagster in this process, recorded where the UI shows it."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -11,12 +11,12 @@ import dagster as dg
 
 from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
-from laion_assets.defs.recording import Refusal, Watcher
+from laion_assets.defs.recording import RETRY_TAG, Refusal, Watcher
 from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.download_progress import DownloadProgress
 from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import Manifest
-from laion_assets.partitions import Axis, Partitions, find_partitions
+from laion_assets.partitions import Axis, Partitions, batches, find_partitions
 from laion_assets.pipeline import (
     EMBEDDINGS,
     IMAGES,
@@ -29,7 +29,7 @@ from laion_assets.pipeline import (
     keys_of,
 )
 from laion_assets.plan import find_placed
-from laion_assets.published import whole_partitions
+from laion_assets.published import retryable_shards, whole_partitions
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
 from laion_assets.space import check_room
@@ -43,11 +43,13 @@ class Request:
         shards: image shards, or None for all that the plan has.
         embedding_shards: embedding shards, or None for all that are found.
         again: go over what is done too; a stage redoes it where its inputs, settings or code changed.
+        retry_failed: ask again for pictures that failed for the moment, in shards that are done.
     """
 
     shards: Sequence[str] | None = None
     embedding_shards: Sequence[str] | None = None
     again: bool = False
+    retry_failed: bool = False
 
 
 @dataclass
@@ -132,12 +134,16 @@ def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, d
     _refuse_unknown(request.embedding_shards, found.embedding_shards)
     if not found.shards and not found.embedding_shards:
         return
+    retried = _retried(settings, request)
     _materialize_missing(settings, instance, done, IMAGES, request)
     _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
     grown = any(name == "embedding_index" for name, _ in done.manifests)
     joined = replace(request, again=request.again or grown)
     _materialize_missing(settings, instance, done, _joined(settings), joined)
+    if retried and not joined.again:
+        again = replace(request, shards=sorted(retried), again=True)
+        _materialize_missing(settings, instance, done, _joined(settings), again)
     _materialize(settings, instance, done, _published(settings, found), {})
 
 
@@ -147,20 +153,6 @@ def pending(settings: Settings, instance: dg.DagsterInstance, request: Request) 
     for chain in (PARTS, IMAGES, EMBEDDINGS, _joined(settings)):
         counts |= Counter(dict.fromkeys(chain, len(_missing(settings, instance, chain, request))))
     return counts
-
-
-def batches(every: Iterable[str], wanted: Collection[str], size: int) -> Iterator[list[str]]:
-    """Wanted keys in runs of at most ``size`` that follow each other without a gap in ``every``."""
-    batch: list[str] = []
-    for key in every:
-        if key not in wanted or len(batch) == size:
-            if batch:
-                yield batch
-            batch = []
-        if key in wanted:
-            batch.append(key)
-    if batch:
-        yield batch
 
 
 def _joined(settings: Settings) -> list[str]:
@@ -194,7 +186,13 @@ def _missing(
         & instance.get_materialized_partitions(dg.AssetKey(stage.name))
         for stage in stages
     ]
-    return keys.difference(frozenset.intersection(*done))
+    missing = keys.difference(frozenset.intersection(*done))
+    return missing | (keys & _retried(settings, request)) if chain == IMAGES else missing
+
+
+def _retried(settings: Settings, request: Request) -> frozenset[str]:
+    """Shards that are gone over to retry what failed."""
+    return retryable_shards(settings.layout) if request.retry_failed else frozenset()
 
 
 def _materialize_missing(
@@ -207,13 +205,14 @@ def _materialize_missing(
     every = keys_of(STAGE_BY_NAME[chain[0]], find_partitions(settings))
     missing = _missing(settings, instance, chain, request)
     check_room(settings, dict.fromkeys(chain, len(missing)))
+    retry = {RETRY_TAG: "true"} if request.retry_failed else {}
     for batch in batches(every, missing, settings.batch_shards):
-        _materialize(settings, instance, done, chain, range_tags(batch))
+        _materialize(settings, instance, done, chain, retry | range_tags(batch))
         # A bad shard ends its run for the whole batch; the others go on in runs without it.
         good = set(batch) - done.bad(chain)
         if len(good) < len(batch):
             for rest in batches(every, good, settings.batch_shards):
-                _materialize(settings, instance, done, chain, range_tags(rest))
+                _materialize(settings, instance, done, chain, retry | range_tags(rest))
 
 
 def _materialize(

@@ -44,4 +44,14 @@ def prepare_home(home: Path) -> Path:
 
 def open_instance(home: Path) -> dg.DagsterInstance:
     """The instance whose records lie in ``home``; also a context manager."""
-    return dg.DagsterInstance.from_config(str(home))
+    # The event log's place, which Dagster itself takes from the instance's folder, dagster.yaml can only name
+    # by the environment.
+    before = os.environ.get("DAGSTER_HOME")
+    os.environ["DAGSTER_HOME"] = str(home)
+    try:
+        return dg.DagsterInstance.from_config(str(home))
+    finally:
+        if before is None:
+            del os.environ["DAGSTER_HOME"]
+        else:
+            os.environ["DAGSTER_HOME"] = before

@@ -41,6 +41,9 @@ class Watcher:
         """A rule was evaluated on one partition."""
 
 
+RETRY_TAG: Final = "laion_assets/retry_failed"
+"""Tag of runs in which a stage does again only what failed and may not fail again, if it knows how."""
+
 _MESSAGE_CHARACTERS: Final = 2_000
 # Each line is an event in Dagster's records, for good.
 _SECONDS_PER_LOG_LINE: Final = 30.0
@@ -72,10 +75,7 @@ def materialize_partitions(
         raise dg.Failure(description=f"{stage.name}: {error}", allow_retries=False) from error
     for key in context.partition_keys:
         try:
-            if stage.follow is None:
-                manifest = stage.run(settings, key)
-            else:
-                manifest = stage.follow(settings, key, _follower(context, stage, key, watcher))
+            manifest = _run(context, stage, settings, key, watcher)
         except (LaionAssetsError, OSError) as error:
             failures[key] = printable(str(error), _MESSAGE_CHARACTERS)
             context.log.warning("%s %s: %s", stage.name, key, failures[key])
@@ -98,6 +98,15 @@ def materialize_partitions(
             allow_retries=False,
         )
     return dg.MaterializeResult(metadata=_ALREADY_RECORDED)
+
+
+def _run(
+    context: dg.AssetExecutionContext, stage: Stage, settings: Settings, key: str, watcher: Watcher
+) -> Manifest:
+    run = stage.retry if stage.retry is not None and RETRY_TAG in context.run.tags else stage.follow
+    if run is None:
+        return stage.run(settings, key)
+    return run(settings, key, _follower(context, stage, key, watcher))
 
 
 def _follower(context: dg.AssetExecutionContext, stage: Stage, key: str, watcher: Watcher) -> Follow:

@@ -159,6 +159,7 @@ def publish(
     *,
     reads: Sequence[Output] = (),
     also_intact: Callable[[], bool] | None = None,
+    again: bool = False,
 ) -> Manifest:
     """Publish a partition, unless what is there already follows from the same recipe.
 
@@ -170,6 +171,7 @@ def publish(
             under its stage's name, or under that and its key where several of a stage are read. They are
             verified before ``write`` begins, and nobody replaces them until it ends.
         also_intact: whether what ``write`` left elsewhere is still there; asked once everything else is.
+        again: publish it anew whatever is there; until ``write`` ends, that stays in place to be read.
 
     Returns:
         The manifest of what is published now.
@@ -181,6 +183,8 @@ def publish(
     """
 
     def existing() -> Manifest | None:
+        if again:
+            return None
         found = done(output)
         is_current = found is not None and found.recipe == recipe and (also_intact is None or also_intact())
         return found if is_current else None

@@ -26,19 +26,31 @@ from laion_assets.columns import (
     valid_text,
 )
 from laion_assets.download import Download, Wanted, download
+from laion_assets.download_logs import write_requests, write_stats
 from laion_assets.download_progress import Follow
+from laion_assets.earlier_downloads import enter_earlier
 from laion_assets.errors import MissingInput, PlanError
 from laion_assets.fetch.policy import FetchPolicy
 from laion_assets.formats import arrow, parquet
 from laion_assets.formats.journal import open_journal
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require, vouch
+from laion_assets.formats.publish import (
+    Draft,
+    Manifest,
+    Recipe,
+    Tally,
+    done,
+    publish,
+    require,
+    verify,
+    vouch,
+)
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.formats.webdataset import open_tar
 from laion_assets.image_policy import ImagePolicy, StoredFormat
 from laion_assets.layout import Layout, ShardId
-from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
-from laion_assets.placed_images import PLACED, WRITER, check_placed, is_placed
-from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, REQUESTS, SAMPLES, Digest
+from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status, count_passing
+from laion_assets.placed_images import PLACED, check_placed, is_placed
+from laion_assets.schema import IMAGES, IMAGES_IMG2DATASET, SAMPLES, Digest
 
 if TYPE_CHECKING:
     from laion_assets.fetch.transport import Transport
@@ -69,13 +81,9 @@ _IMAGE_SETTINGS: Final = (
 )
 
 _TEXTS: Final = ("caption", "url", "NSFW", "LICENSE")
-# img2dataset's status_dict has an entry for each message, without end.
-_MOST_MESSAGES: Final = 100
-_OTHER_MESSAGES: Final = "other messages"
 # A line for each column, as with indent=4, for which Python's encoder has no C and takes five times as long.
 _encode: Final = json.JSONEncoder(allow_nan=False, separators=(",\n    ", ": ")).encode
 _BATCH_ROWS: Final = 1_000
-_MOST_MILLISECONDS: Final = 2**31 - 1
 
 
 def images(
@@ -145,27 +153,81 @@ def download_images(
         PlanError: if files that img2dataset wrote are in the way.
         TooManyOpenFiles: if the limit on open files is too low for the policy's ``concurrency``.
     """
+    return _publish(shard, layout, fetch_policy, image_policy, columns, transport, follow, again=False)
+
+
+def retry_images(
+    shard: ShardId,
+    layout: Layout,
+    fetch_policy: FetchPolicy,
+    image_policy: ImagePolicy,
+    *,
+    columns: ColumnPolicy = NO_COLUMNS,
+    transport: Transport | None = None,
+    follow: Follow | None = None,
+) -> Manifest:
+    """Ask again for the rows of a downloaded shard whose failure was passing, and publish it anew.
+
+    What became of the others stays, pictures byte for byte, and they are not asked for. A shard without such
+    rows, or that img2dataset made, stays as it is; one that is not there is downloaded.
+
+    Args:
+        shard: the shard.
+        layout: where the samples and images are.
+        fetch_policy: what may be asked of the web.
+        image_policy: what is accepted as a picture, and how it is stored.
+        columns: as for :func:`download_images`.
+        transport: what performs a GET; the real one by default.
+        follow: told after each URL how far the download is, from another thread.
+
+    Raises:
+        PlanError: if the shard was made with other settings, inputs or code, so that it must be redone.
+        CorruptInput: if its files, or the samples, are not those that were published.
+    """
+    found = done(layout.images(shard))
+    if is_placed(shard, layout) or (found is not None and not count_passing(found.counts)):
+        return images(
+            shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
+        )
+    again = found is not None
+    return _publish(shard, layout, fetch_policy, image_policy, columns, transport, follow, again=again)
+
+
+def _publish(
+    shard: ShardId,
+    layout: Layout,
+    fetch_policy: FetchPolicy,
+    image_policy: ImagePolicy,
+    columns: ColumnPolicy,
+    transport: Transport | None,
+    follow: Follow | None,
+    *,
+    again: bool,
+) -> Manifest:
+    """Download a shard; ``again``: only what failed passingly in the one that is there."""
     if is_placed(shard, layout):
         raise PlanError(
             f"images {shard}: {layout.images_folder} holds files that img2dataset wrote, which are never "
             "overwritten: adopt them, or remove them and their manifest"
         )
-    samples = require(layout.samples(shard))
-    chosen = [
-        fetch_policy.model_dump(mode="json", include=set(_FETCH_SETTINGS)),
-        image_policy.model_dump(mode="json", include=set(_IMAGE_SETTINGS)),
-    ]
-    if columns.carried:
-        chosen.append(columns.model_dump(mode="json", include=set(ColumnPolicy.model_fields)))
-    recipe = Recipe(
-        code_version=CODE_VERSION, settings=fingerprint(chosen), inputs={"samples": samples.data_version}
-    )
+    recipe = _recipe(shard, layout, fetch_policy, image_policy, columns)
 
     def write(draft: Draft) -> Tally:
         began, clock = time.time(), time.monotonic()
         rows = _read_samples(layout.samples(shard).only, columns)
         outcomes, wanted = _sort_out(rows, columns)
         with open_journal(draft.journal, work=fingerprint(asdict(recipe))) as journal:
+            if again:
+                _check_recipe(verify(layout.images(shard)), recipe)
+                keys = rows["key"].to_pylist()
+                enter_earlier(
+                    journal,
+                    shard,
+                    layout,
+                    {keys[row]: index for index, row in enumerate(wanted)},
+                    digest=fetch_policy.compute_hash,
+                    format_=image_policy.format,
+                )
             found = download(
                 list(wanted.values()),
                 journal,
@@ -183,13 +245,40 @@ def download_images(
             draft.path(layout.images_tar(shard).name), table, outcomes, journal.path, image_policy.format
         )
         tally = _tally(outcomes)
-        _write_requests(draft.path(layout.images_requests(shard).name), table["key"], outcomes)
-        _write_stats(
+        write_requests(draft.path(layout.images_requests(shard).name), table["key"], outcomes)
+        write_stats(
             draft.path(layout.images_stats(shard).name), tally, outcomes, began, time.monotonic() - clock
         )
         return tally
 
-    return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)])
+    return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)], again=again)
+
+
+def _recipe(
+    shard: ShardId,
+    layout: Layout,
+    fetch_policy: FetchPolicy,
+    image_policy: ImagePolicy,
+    columns: ColumnPolicy,
+) -> Recipe:
+    samples = require(layout.samples(shard))
+    chosen = [
+        fetch_policy.model_dump(mode="json", include=set(_FETCH_SETTINGS)),
+        image_policy.model_dump(mode="json", include=set(_IMAGE_SETTINGS)),
+    ]
+    if columns.carried:
+        chosen.append(columns.model_dump(mode="json", include=set(ColumnPolicy.model_fields)))
+    return Recipe(
+        code_version=CODE_VERSION, settings=fingerprint(chosen), inputs={"samples": samples.data_version}
+    )
+
+
+def _check_recipe(found: Manifest, recipe: Recipe) -> None:
+    if found.recipe != recipe:
+        raise PlanError(
+            f"images {found.partition} was made with other settings, inputs or code: materialize it again, "
+            "which asks for every row, instead of retrying what failed"
+        )
 
 
 def _read_samples(path: Path, columns: ColumnPolicy) -> pa.Table:
@@ -296,43 +385,3 @@ def _tally(outcomes: Sequence[Download]) -> Tally:
     counts |= Counter(f"{OUTCOME_PREFIX}{outcome.outcome}" for outcome in outcomes)
     counts["bytes_downloaded"] = sum(outcome.body_bytes or 0 for outcome in outcomes)
     return Tally(rows=len(outcomes), counts=counts)
-
-
-def _write_requests(path: Path, keys: pa.ChunkedArray, outcomes: Sequence[Download]) -> None:
-    """What differs from run to run of a row, which is why it is not in its table."""
-    attempts = [outcome.attempts for outcome in outcomes]
-    milliseconds = [min(outcome.milliseconds, _MOST_MILLISECONDS) for outcome in outcomes]
-    columns = [
-        keys,
-        arrow.column(attempts, REQUESTS.field("attempts").type),
-        arrow.column(milliseconds, REQUESTS.field("milliseconds").type),
-    ]
-    parquet.write_table(path, pa.table(columns, schema=REQUESTS), REQUESTS)
-
-
-def _write_stats(
-    path: Path, tally: Tally, outcomes: Sequence[Download], start_time: float, duration: float
-) -> None:
-    """Counts and times in img2dataset's words; its own readers pass over a file that lacks one of them.
-
-    The times are those of the run that published the shard: of one that went on with a journal, what was
-    left to do.
-    """
-    messages = Counter(outcome.message or str(outcome.status) for outcome in outcomes)
-    ranked = sorted(messages.items(), key=lambda entry: (-entry[1], entry[0]))
-    status_dict = dict(ranked[:_MOST_MESSAGES])
-    if len(ranked) > _MOST_MESSAGES:
-        status_dict[_OTHER_MESSAGES] = sum(count for _, count in ranked[_MOST_MESSAGES:])
-    stats = {
-        "count": tally.rows,
-        "successes": tally.counts[Status.SUCCESS],
-        "failed_to_download": tally.counts[Status.FAILED_TO_DOWNLOAD],
-        "failed_to_resize": tally.counts[Status.FAILED_TO_RESIZE],
-        "duration": duration,
-        "start_time": start_time,
-        "end_time": start_time + duration,
-        "status_dict": status_dict,
-        "bytes_downloaded": tally.counts["bytes_downloaded"],
-        "writer": WRITER,
-    }
-    path.write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")

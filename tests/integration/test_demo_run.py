@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from xml.etree import ElementTree as ET
 
 import dagster as dg
 import pytest
@@ -119,9 +120,14 @@ def test_check_fails_on_a_damaged_shard(copy, tmp_path, run_cli):
     body = bytearray(target.read_bytes())
     body[len(body) // 2] ^= 1
     target.write_bytes(body)
-    result = run_cli("check", "--settings", tmp_path / ".demo" / "laion.toml", cwd=tmp_path)
+    settings = tmp_path / ".demo" / "laion.toml"
+    result = run_cli("check", "--junit", "checks.xml", "--settings", settings, cwd=tmp_path)
     assert result.returncode == 1
     assert "tfds_images" in result.stdout
+    failed = ET.parse(tmp_path / "checks.xml").findall(".//testcase[failure]")
+    assert {("tfds_images.records_are_the_rows", "00002")} <= {
+        (case.get("classname"), case.get("name")) for case in failed
+    }
 
 
 def test_verify_reads_everything_and_names_what_is_damaged(copy, tmp_path, run_cli):

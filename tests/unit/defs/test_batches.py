@@ -2,9 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laion_assets.defs.build import batches
 from laion_assets.defs.partitions import PartitionSets, keys_of_run, range_tags
-from laion_assets.partitions import Axis, Partitions
+from laion_assets.partitions import Axis, Partitions, batches
 
 KEYS = [f"{number:05d}" for number in range(30)]
 SETS = PartitionSets(Partitions(parts=(), shards=tuple(KEYS), embedding_shards=(), part_of={}))
