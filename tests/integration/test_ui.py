@@ -68,7 +68,7 @@ def test_the_graph_is_drawn(ui, program, tmp_path):
             executable_path=chromium,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        page = browser.new_page(viewport={"width": 3000, "height": 1500})
+        page = browser.new_page(viewport={"width": 3600, "height": 2100})
         page.goto(f"{ui}/asset-groups?expanded={groups}", wait_until="domcontentloaded")
         for stage in STAGES:
             page.get_by_text(stage.name, exact=True).last.wait_for(timeout=60_000)
@@ -77,7 +77,7 @@ def test_the_graph_is_drawn(ui, program, tmp_path):
         page.screenshot(path=picture)
         browser.close()
     with Image.open(picture) as shot:
-        assert shot.size == (3000, 1500)
+        assert shot.size == (3600, 2100)
         assert len(shot.convert("RGB").getcolors(1 << 24)) > 200
 
 
