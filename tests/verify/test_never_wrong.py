@@ -7,6 +7,7 @@ must come out is said here once more, row by row, without a word of the stages' 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -287,7 +288,7 @@ def test_whatever_the_rows(recipe: Recipe) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@examples(60)
+@examples(60 if os.environ.get("LAION_LONG") == "1" else 15)
 @given(recipe=recipes(300))
 def test_whatever_many_rows(recipe: Recipe) -> None:
     with tempfile.TemporaryDirectory() as folder:
