@@ -47,6 +47,8 @@ allow_loopback = true
 per_domain_concurrency = 16
 {one_host.SETTINGS}[image]
 workers = 1
+[tfds]
+image_embeddings = true
 """
 
 
