@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.measuring import Failed
 
 
 def add_sizes(parser: argparse.ArgumentParser, sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -33,6 +35,18 @@ def parse(parser: argparse.ArgumentParser, sizes: Mapping[str, tuple[int, int]])
         if getattr(arguments, name) is None:
             setattr(arguments, name, values[arguments.quick])
     return arguments
+
+
+def measured(
+    measure: Callable[[argparse.Namespace, Console], dict[str, Any]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What was measured; a program that fails or is missing ends this one, with its message."""
+    console = Console(stderr=True)
+    try:
+        return measure(arguments, console)
+    except Failed as error:
+        console.print(str(error), markup=False, style="red")
+        sys.exit(1)
 
 
 def show(

@@ -19,9 +19,8 @@ from typing import Any, Final
 from rich.console import Console
 
 from benchmarks import programs, server, urls
-from benchmarks.command import add_sizes, parse, show
+from benchmarks.command import add_sizes, measured, parse, show
 from benchmarks.corpus import make_corpus
-from benchmarks.measuring import Failed
 from benchmarks.report import describe_machine, headline, medians, tables
 from benchmarks.scenarios import OURS, SCENARIOS, THEIRS, Bench, compete, dead_hosts, many_shards, start_up
 
@@ -62,12 +61,7 @@ def main() -> None:
     arguments = _parse()
     # So that nginx and what is being measured end with this, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console(stderr=True)
-    try:
-        results = measure_all(arguments, console)
-    except (Failed, server.Missing) as error:
-        console.print(str(error), markup=False, style="red")
-        sys.exit(1)
+    results = measured(measure_all, arguments)
     show(results, tables(results), REMARKS, output=arguments.output, columns=150)
 
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ui_queries
-from benchmarks.command import add_sizes, parse, show
+from benchmarks.command import add_sizes, measured, parse, show
 from benchmarks.measuring import Failed
 from benchmarks.orchestration_records import (
     bytes_recorded,
@@ -89,12 +89,7 @@ REMARKS: Final = (
 def main() -> None:
     """Measure what is asked for, print it, write it."""
     arguments = _parse()
-    console = Console(stderr=True)
-    try:
-        results = measure_all(arguments, console)
-    except Failed as error:
-        console.print(str(error), markup=False, style="red")
-        sys.exit(1)
+    results = measured(measure_all, arguments)
     show(results, _tables(results), REMARKS, output=arguments.output, columns=130)
 
 

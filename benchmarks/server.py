@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from benchmarks.measuring import Failed
 from benchmarks.urls import HOSTS, Ports, address
 
 LATENCY_S: Final = 0.15
@@ -29,7 +30,7 @@ _OPT_OUT: Final = "add_header X-Robots-Tag noai;"
 _BACKLOG: Final = 4096
 
 
-class Missing(Exception):
+class Missing(Failed):
     """A program that the benchmark needs; the message says what to install."""
 
 

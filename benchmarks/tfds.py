@@ -22,7 +22,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import add_sizes, parse, show
+from benchmarks.command import add_sizes, measured, parse, show
 from benchmarks.measuring import Failed
 from benchmarks.report import describe_hardware
 from benchmarks.tfds_inputs import make_embeddings, make_image_shard, make_part, make_parts
@@ -84,15 +84,9 @@ REMARKS: Final = (
 def main() -> None:
     """Measure what is asked for, print it, write it."""
     arguments = _parse()
-    console = Console(stderr=True)
     if arguments.only == "both" and not OFFICIAL.exists():
-        console.print("the official builder needs an environment of its own: make bench-tfds", style="red")
-        sys.exit(1)
-    try:
-        results = measure_all(arguments, console)
-    except Failed as error:
-        console.print(str(error), markup=False, style="red")
-        sys.exit(1)
+        sys.exit("the official builder needs an environment of its own: make bench-tfds")
+    results = measured(measure_all, arguments)
     show(results, _tables(results), REMARKS, output=arguments.output, columns=130)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -108,19 +109,14 @@ def _samples(settings: Settings, key: str) -> Manifest:
     return samples.write_samples(ShardId.parse(key), settings.layout, columns=settings.raw)
 
 
-def _images(settings: Settings, key: str, follow: Follow | None = None) -> Manifest:
-    return images.images(
-        ShardId.parse(key),
-        settings.layout,
-        settings.fetch,
-        settings.image,
-        columns=settings.raw,
-        follow=follow,
-    )
-
-
-def _retried_images(settings: Settings, key: str, follow: Follow) -> Manifest:
-    return images.retry_images(
+def _images(
+    settings: Settings,
+    key: str,
+    follow: Follow | None = None,
+    *,
+    publish: Callable[..., Manifest] = images.images,
+) -> Manifest:
+    return publish(
         ShardId.parse(key),
         settings.layout,
         settings.fetch,
@@ -282,7 +278,7 @@ STAGES: Final = (
         inputs=("samples",),
         run=_images,
         follow=_images,
-        retry=_retried_images,
+        retry=partial(_images, publish=images.retry_images),
         code_version=images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet", "tar"}),

@@ -130,6 +130,7 @@ def download_images(
     columns: ColumnPolicy = NO_COLUMNS,
     transport: Transport | None = None,
     follow: Follow | None = None,
+    again: bool = False,
 ) -> Manifest:
     """Download, resize and publish the pictures of one shard; every row of its samples gets an outcome.
 
@@ -146,6 +147,7 @@ def download_images(
             what is blurred.
         transport: what performs a GET; the real one by default.
         follow: told after each URL how far the download is, from another thread.
+        again: as :func:`retry_images`, of a shard that was downloaded and has rows to ask for again.
 
     Raises:
         MissingInput: if the samples, or a column of them, are not there yet.
@@ -153,58 +155,6 @@ def download_images(
         PlanError: if files that img2dataset wrote are in the way.
         TooManyOpenFiles: if the limit on open files is too low for the policy's ``concurrency``.
     """
-    return _publish(shard, layout, fetch_policy, image_policy, columns, transport, follow, again=False)
-
-
-def retry_images(
-    shard: ShardId,
-    layout: Layout,
-    fetch_policy: FetchPolicy,
-    image_policy: ImagePolicy,
-    *,
-    columns: ColumnPolicy = NO_COLUMNS,
-    transport: Transport | None = None,
-    follow: Follow | None = None,
-) -> Manifest:
-    """Ask again for the rows of a downloaded shard whose failure was passing, and publish it anew.
-
-    What became of the others stays, pictures byte for byte, and they are not asked for. A shard without such
-    rows, or that img2dataset made, stays as it is; one that is not there is downloaded.
-
-    Args:
-        shard: the shard.
-        layout: where the samples and images are.
-        fetch_policy: what may be asked of the web.
-        image_policy: what is accepted as a picture, and how it is stored.
-        columns: as for :func:`download_images`.
-        transport: what performs a GET; the real one by default.
-        follow: told after each URL how far the download is, from another thread.
-
-    Raises:
-        PlanError: if the shard was made with other settings, inputs or code, so that it must be redone.
-        CorruptInput: if its files, or the samples, are not those that were published.
-    """
-    found = done(layout.images(shard))
-    if is_placed(shard, layout) or (found is not None and not count_passing(found.counts)):
-        return images(
-            shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
-        )
-    again = found is not None
-    return _publish(shard, layout, fetch_policy, image_policy, columns, transport, follow, again=again)
-
-
-def _publish(
-    shard: ShardId,
-    layout: Layout,
-    fetch_policy: FetchPolicy,
-    image_policy: ImagePolicy,
-    columns: ColumnPolicy,
-    transport: Transport | None,
-    follow: Follow | None,
-    *,
-    again: bool,
-) -> Manifest:
-    """Download a shard; ``again``: only what failed passingly in the one that is there."""
     if is_placed(shard, layout):
         raise PlanError(
             f"images {shard}: {layout.images_folder} holds files that img2dataset wrote, which are never "
@@ -252,6 +202,51 @@ def _publish(
         return tally
 
     return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)], again=again)
+
+
+def retry_images(
+    shard: ShardId,
+    layout: Layout,
+    fetch_policy: FetchPolicy,
+    image_policy: ImagePolicy,
+    *,
+    columns: ColumnPolicy = NO_COLUMNS,
+    transport: Transport | None = None,
+    follow: Follow | None = None,
+) -> Manifest:
+    """Ask again for the rows of a downloaded shard whose failure was passing, and publish it anew.
+
+    What became of the others stays, pictures byte for byte, and they are not asked for. A shard without such
+    rows, or that img2dataset made, stays as it is; one that is not there is downloaded.
+
+    Args:
+        shard: the shard.
+        layout: where the samples and images are.
+        fetch_policy: what may be asked of the web.
+        image_policy: what is accepted as a picture, and how it is stored.
+        columns: as for :func:`download_images`.
+        transport: what performs a GET; the real one by default.
+        follow: told after each URL how far the download is, from another thread.
+
+    Raises:
+        PlanError: if the shard was made with other settings, inputs or code, so that it must be redone.
+        CorruptInput: if its files, or the samples, are not those that were published.
+    """
+    found = done(layout.images(shard))
+    if is_placed(shard, layout) or (found is not None and not count_passing(found.counts)):
+        return images(
+            shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
+        )
+    return download_images(
+        shard,
+        layout,
+        fetch_policy,
+        image_policy,
+        columns=columns,
+        transport=transport,
+        follow=follow,
+        again=found is not None,
+    )
 
 
 def _recipe(
