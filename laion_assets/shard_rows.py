@@ -23,7 +23,7 @@ from laion_assets.schema import (
     embedding_join,
     image_embeddings,
 )
-from laion_assets.shard_pictures import AT_A_TIME, read_pictures
+from laion_assets.shard_pictures import AT_A_TIME, Pictures
 
 # Pictures that are in memory together, besides one.
 _PICTURE_BYTES: Final = 64 << 20
@@ -31,18 +31,20 @@ _PICTURE_BYTES: Final = 64 << 20
 _REMEDY: Final = "Materialize {} again."
 
 
-def read_image_rows(shard: ShardId, layout: Layout) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
-    """Rows of a shard's normalized table, in its order, and the picture of each, large_binary.
+def read_image_rows(shard: ShardId, layout: Layout) -> Iterator[tuple[pa.RecordBatch, Pictures]]:
+    """Rows of a shard's normalized table, in its order, and the picture of each.
+
+    The tar is open until the next rows are asked for.
 
     Raises:
-        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
+        CorruptTar: if a picture's place is not in the tar.
         CorruptParquet: if the normalized table is damaged.
     """
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     with tar.open("rb") as file:
         for batch in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=AT_A_TIME):
             for rows in _of_few_bytes(batch):
-                yield rows, read_pictures(rows, file, tar)
+                yield rows, Pictures(rows, file, tar)
 
 
 def read_embedding_rows(
@@ -99,8 +101,10 @@ def places_of_vectors(shard: ShardId, layout: Layout, width: int) -> pa.Array:
 
 def read_image_embedding_rows(
     shard: ShardId, layout: Layout, width: int, places: pa.Array
-) -> Iterator[tuple[pa.RecordBatch, pa.Array, Pair]]:
-    """Rows of a shard's table that have vectors, in its order, with pictures (large_binary) and vectors.
+) -> Iterator[tuple[pa.RecordBatch, Pictures, Pair]]:
+    """Rows of a shard's table that have vectors, in its order, with pictures and vectors.
+
+    The tar is open until the next rows are asked for.
 
     Args:
         shard: the image shard.
@@ -110,7 +114,7 @@ def read_image_embedding_rows(
 
     Raises:
         MisalignedEmbeddings: if the vectors are not in the rows' order.
-        CorruptTar: if what is in a picture's place is not the picture that the normalized table is about.
+        CorruptTar: if a picture's place is not in the tar.
         CorruptParquet: if a table is damaged, or holds vectors of another width.
     """
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
@@ -128,7 +132,7 @@ def read_image_embedding_rows(
             for rows in _of_few_bytes(batch.filter(of_batch.is_valid())):
                 vectors = joined.take(at[taken : taken + len(rows)], rows["key"])
                 taken += len(rows)
-                yield rows, read_pictures(rows, file, tar), vectors
+                yield rows, Pictures(rows, file, tar), vectors
 
 
 def _of_few_bytes(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

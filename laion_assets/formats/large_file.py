@@ -104,6 +104,8 @@ class LargeFile(io.FileIO):
             if self._thread is not None:
                 self._thread.shutdown()
             super().close()
+            _spare_buffers.extend(buffer for buffer in (self._buffer, self._spare) if buffer is not None)
+            del _spare_buffers[_MOST_SPARE:]
         note_written(self._path, self._digest.checksums)
 
     def _hand_over(self) -> None:
@@ -156,7 +158,14 @@ class LargeFile(io.FileIO):
         return False
 
 
+# Of files that are closed: the kernel clears what is new.
+_spare_buffers: list[mmap.mmap] = []
+_MOST_SPARE: Final = 2
+
+
 def _new_buffer() -> mmap.mmap:
+    with suppress(IndexError):
+        return _spare_buffers.pop()
     buffer = mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them

@@ -35,7 +35,11 @@ _REMEDY: Final = (
 
 @contextmanager
 def open_writer(
-    path: Path, schema: pa.Schema, *, nested: Mapping[str, str] = MappingProxyType({})
+    path: Path,
+    schema: pa.Schema,
+    *,
+    nested: Mapping[str, str] = MappingProxyType({}),
+    cached: bool = True,
 ) -> Iterator[pq.ParquetWriter]:
     """A writer of tables that have exactly ``schema``.
 
@@ -46,9 +50,10 @@ def open_writer(
         path: the file.
         schema: of its tables.
         nested: how columns of columns are compressed, by their path in Parquet.
+        cached: whether somebody reads the file before memory is full of others.
     """
     with (
-        LargeFile(path) as file,
+        LargeFile(path, cached=cached) as file,
         pq.ParquetWriter(
             file,
             schema,
@@ -74,14 +79,29 @@ def _is_compared(field: pa.Field) -> bool:
     return not _is_vector(field) and (field.name == "key" or not is_text)
 
 
-def write_table(path: Path, table: pa.Table, schema: pa.Schema, *, row_group_rows: int = 100_000) -> None:
+def write_table(
+    path: Path,
+    table: pa.Table,
+    schema: pa.Schema,
+    *,
+    row_group_rows: int = 100_000,
+    is_valid_text: bool = False,
+) -> None:
     """Write a table whose columns must be those of ``schema``, nulls only where it allows them.
+
+    Args:
+        path: the file.
+        table: what to write.
+        schema: of the file.
+        row_group_rows: most rows of a row group.
+        is_valid_text: whether the caller has made sure that texts are UTF-8, which takes a tenth as long as
+            to write them.
 
     Raises:
         pyarrow.ArrowInvalid: if the table does not have this schema.
     """
     table = table.cast(schema)
-    table.validate(full=True)
+    table.validate(full=not is_valid_text)
     with open_writer(path, schema) as writer:
         writer.write_table(table, row_group_size=row_group_rows)
 

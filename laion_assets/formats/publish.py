@@ -17,10 +17,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import pyarrow as pa
 
@@ -324,22 +324,34 @@ def _publish(
             if found := existing():
                 return found
             started = time.monotonic()
-            if output.draft.exists():
-                shutil.rmtree(output.draft)  # of a run that was killed: we hold its lease
-            make_folder(output.draft)
+            _make_draft(output.draft)
             try:
                 manifest = make(started)
             finally:
-                shutil.rmtree(output.draft, ignore_errors=True)
+                _remove_draft(output.draft)
             output.journal.unlink(missing_ok=True)
             return manifest
+
+
+def _make_draft(draft: Path) -> None:
+    try:
+        draft.mkdir(parents=True)
+    except FileExistsError:
+        shutil.rmtree(draft)  # of a run that was killed: we hold its lease
+        draft.mkdir()
+
+
+def _remove_draft(draft: Path) -> None:
+    try:
+        draft.rmdir()  # empty once everything is in place
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
 def _lease(output: Output, *, shared: bool = False) -> Iterator[None]:
     """Hold a partition: to write it, or, shared with others, to read it."""
-    output.lease.parent.mkdir(parents=True, exist_ok=True)
-    with output.lease.open("a") as file:
+    with _open_lease(output.lease) as file:
         try:
             # The kernel releases the lock when its holder dies, so no lease is ever stale.
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -349,6 +361,14 @@ def _lease(output: Output, *, shared: bool = False) -> Iterator[None]:
                 "for it to end, then run this again"
             ) from None
         yield
+
+
+def _open_lease(lease: Path) -> IO[str]:
+    try:
+        return lease.open("a")
+    except FileNotFoundError:
+        lease.parent.mkdir(parents=True, exist_ok=True)
+        return lease.open("a")
 
 
 def _tidy(output: Output) -> None:
@@ -410,9 +430,8 @@ def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafte
     for name in (*drafted, draft.name):
         sync_file(output.draft / name)
     if drafted:
-        output.manifest.unlink(missing_ok=True)
-        output.older_manifest.unlink(missing_ok=True)
-        sync_folder(output.folder)
+        if [path for path in {output.manifest, output.older_manifest} if _unlinked(path)]:
+            sync_folder(output.folder)
         for name in drafted:
             (output.draft / name).replace(output.path(name))
         sync_folder(output.folder)
@@ -421,6 +440,15 @@ def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafte
         output.older_manifest.unlink(missing_ok=True)
     sync_folder(output.folder)
     return manifest
+
+
+def _unlinked(path: Path) -> bool:
+    """Remove a file; whether it was there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, started: float) -> Manifest:
@@ -432,7 +460,7 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
             name: FileRecord(
                 bytes=(folder / name).stat().st_size,
                 is_log=name in output.logs,
-                **asdict(checksums_of(folder / name)),
+                **vars(checksums_of(folder / name)),
             )
             for name in output.names
         },

@@ -104,7 +104,11 @@ def list_plain(descriptor: int, *, window_bytes: int = _WINDOW_BYTES) -> PlainMe
     size = os.fstat(descriptor).st_size
     if size == 0 or size % BLOCK:
         return None
-    windows = [_headers(os.pread(descriptor, window_bytes, at), at) for at in range(0, size, window_bytes)]
+    # One buffer for all: memory that is new for each window costs as much as to read into it.
+    buffer = memoryview(bytearray(min(window_bytes, size)))
+    windows = [
+        _headers(buffer[: os.preadv(descriptor, [buffer], at)], at) for at in range(0, size, window_bytes)
+    ]
     found = _Headers(*map(np.concatenate, zip(*windows, strict=True)))
     if not len(found.starts):
         return None
@@ -118,7 +122,7 @@ def list_plain(descriptor: int, *, window_bytes: int = _WINDOW_BYTES) -> PlainMe
     return PlainMembers(found.names[~is_time], (found.starts + BLOCK)[~is_time], found.sizes[~is_time])
 
 
-def _headers(window: bytes, at: int) -> _Headers:
+def _headers(window: memoryview, at: int) -> _Headers:
     """Those of a window's blocks, the first of which is at ``at``, that are headers by looks and checksum."""
     blocks = np.frombuffer(window, np.uint8, len(window) // BLOCK * BLOCK).reshape(-1, BLOCK)
     magic = np.ndarray(len(blocks), "<u4", window, offset=_MAGIC_AT, strides=(BLOCK,))

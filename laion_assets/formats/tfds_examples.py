@@ -53,12 +53,12 @@ def decode_example(payload: bytes, *, path: Path, record: int) -> Features:
     return features
 
 
-def encode_image_examples(rows: pa.RecordBatch, pictures: pa.Array, path: Path) -> Payloads:
+def encode_image_examples(rows: pa.RecordBatch, pictures: Part, path: Path) -> Payloads:
     """Examples of the config ``images``, each a serialized ``tf.train.Example`` around its picture.
 
     Args:
         rows: rows of a normalized table.
-        pictures: the JPEG or PNG file of each, large_binary.
+        pictures: the JPEG or PNG file of each.
         path: the file that the rows come from, for the error.
 
     Raises:
@@ -70,7 +70,7 @@ def encode_image_examples(rows: pa.RecordBatch, pictures: pa.Array, path: Path) 
 
 def encode_image_embedding_examples(
     rows: pa.RecordBatch,
-    pictures: pa.Array,
+    pictures: Part,
     image_embedding: npt.NDArray[np.float16],
     text_embedding: npt.NDArray[np.float16],
     path: Path,
@@ -79,7 +79,7 @@ def encode_image_embedding_examples(
 
     Args:
         rows: rows of a normalized table.
-        pictures: the JPEG or PNG file of each, large_binary.
+        pictures: the JPEG or PNG file of each.
         image_embedding: their pictures' vectors, float16 (rows, width).
         text_embedding: their captions' vectors, of the same shape.
         path: the file that the rows come from, for the error.
@@ -136,7 +136,7 @@ def _of_features(*parts: Part) -> Payloads:
     return _bytes(_FIELD_1), _varints(sum(map(lengths_of, parts))), *parts
 
 
-def _around_pictures(rows: pa.RecordBatch, pictures: pa.Array, after: Sequence[Part]) -> Payloads:
+def _around_pictures(rows: pa.RecordBatch, pictures: Part, after: Sequence[Part]) -> Payloads:
     """Examples of a caption, a picture and the features after it."""
     opening = _openings("image", _BYTES, lengths_of(pictures))
     return _of_features(*_text("caption", rows), opening, pictures, *after)

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
-from typing import Any, BinaryIO, Final, NoReturn, TypeAlias, overload
+from typing import Any, BinaryIO, Final, NoReturn, Protocol, TypeAlias, overload
 
 import google_crc32c
 import numpy as np
@@ -38,10 +38,27 @@ _MASK_DELTA: Final = 0xA282EAD8
 
 _BUFFER_BYTES: Final = 1 << 20
 
-Part: TypeAlias = pa.Array | pa.Scalar
+
+class Stored(Protocol):
+    """A part of every payload that lies in a file, and is read straight to its place among the records."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Bytes of each, (records,)."""
+        ...
+
+    def read_into(self, record: int, room: memoryview) -> None:
+        """Read one, of as many bytes as there is room."""
+        ...
+
+
+Joined: TypeAlias = pa.Array | pa.Scalar
 """A part of every payload: a large_binary array, or a scalar where all have the same bytes."""
+Part: TypeAlias = Joined | Stored
+"""A part of every payload, wherever it is."""
 Payloads: TypeAlias = tuple[Part, ...]
-"""Payloads of some records, in parts that follow each other and are joined just once, in the file's bytes."""
+"""Payloads of some records, in parts that follow each other and are joined just once, in the file's bytes;
+one of them may be stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +81,10 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
         How many records were written, and the bytes of their payloads.
     """
     records = payload_bytes = 0
+    scratch = Scratch()
     with LargeFile(path, cached=False) as file:
         for payloads in batches:
-            ends, framed = _framed(payloads)
+            ends, framed = _framed(payloads, scratch)
             file.write(framed)
             records += len(ends) - 1
             payload_bytes += len(framed) - FRAMING_BYTES * (len(ends) - 1)
@@ -81,13 +99,68 @@ def frame(payload: bytes) -> bytes:
 
 def lengths_of(part: Part) -> Any:  # noqa: ANN401 (an array, or a number)
     """Bytes of a part: int64 (records,), or a number where all records have the same."""
+    if not isinstance(part, pa.Array | pa.Scalar):
+        return part.lengths
     lengths = pc.binary_length(part)
     return lengths.as_py() if isinstance(lengths, pa.Scalar) else lengths.to_numpy()
 
 
-def join(parts: Iterable[Part]) -> pa.Array:
+def join(parts: Iterable[Joined]) -> pa.Array:
     """Parts one after another: a large_binary array."""
     return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
+
+
+class Scratch:
+    """Memory in which one batch after another is put together: what is new each time, the kernel clears."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> npt.NDArray[np.uint8]:
+        """So many bytes, of any value."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size]
+
+
+def put_together(payloads: Payloads, scratch: Scratch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """The payloads' bytes, one after another, of which nothing else is made.
+
+    Args:
+        payloads: in parts.
+        scratch: where they may be put; nothing that was there before may still be needed.
+
+    Returns:
+        Where each ends, (payloads + 1,), the first value being where the first begins; and their bytes.
+    """
+    at = next((at for at, part in enumerate(payloads) if not isinstance(part, pa.Array | pa.Scalar)), None)
+    if at is None:
+        ends, joined = _buffers(join(payloads))
+        # Nobody else has seen the array, so its bytes may still be changed.
+        return ends, np.frombuffer(joined, np.uint8)
+    stored: Any = payloads[at]
+    (before_ends, before), (after_ends, after) = (
+        _buffers(join(parts)) for parts in (payloads[:at], payloads[at + 1 :])
+    )
+    ends = before_ends + np.concatenate([[0], np.cumsum(stored.lengths)]) + after_ends
+    together = scratch.of(int(ends[-1]))
+    room = together.data
+    places = zip(
+        pairwise(ends.tolist()), pairwise(before_ends.tolist()), pairwise(after_ends.tolist()), strict=True
+    )
+    for record, ((begin, end), (from_, to), (after_from, after_to)) in enumerate(places):
+        first, last = begin + to - from_, end - (after_to - after_from)
+        room[begin:first] = before[from_:to]
+        stored.read_into(record, room[first:last])
+        room[last:end] = after[after_from:after_to]
+    return ends, together
+
+
+def _buffers(joined: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Where each value of a large_binary array ends, and the values' bytes."""
+    _, ends_buffer, bytes_buffer = joined.buffers()
+    ends = np.frombuffer(ends_buffer, np.int64, len(joined) + 1)
+    return ends, memoryview(bytes_buffer or b"").cast("B")[: int(ends[-1])]
 
 
 def as_column(values: npt.NDArray[Any]) -> pa.Array:
@@ -156,19 +229,13 @@ def _read_payload(file: BinaryIO, header: bytes, left: int, path: Path, record: 
     return payload
 
 
-def _framed(payloads: Payloads) -> tuple[npt.NDArray[np.int64], memoryview]:
+def _framed(payloads: Payloads, scratch: Scratch) -> tuple[npt.NDArray[np.int64], memoryview]:
     """Where each record ends (the first value: where the first begins), and the records' bytes."""
     room = pa.scalar(bytes(_CHECKSUM.size), pa.large_binary())
-    joined = join([_headers(sum(map(lengths_of, payloads))), *payloads, room])
-    _, ends_buffer, bytes_buffer = joined.buffers()
-    ends = np.frombuffer(ends_buffer, np.int64, len(joined) + 1)
-    if not len(joined):
-        return ends, memoryview(b"")
-    # Nobody else has seen the array, so the checksums may still be put into its bytes.
-    framed = np.frombuffer(bytes_buffer, np.uint8, int(ends[-1]))
+    ends, framed = put_together((_headers(sum(map(lengths_of, payloads))), *payloads, room), scratch)
     places = pairwise(ends.tolist())
     payload = (framed[begin + HEADER_BYTES : end - _CHECKSUM.size] for begin, end in places)
-    checksums = _masked(np.fromiter(map(google_crc32c.value, payload), np.int64, len(joined)))
+    checksums = _masked(np.fromiter(map(google_crc32c.value, payload), np.int64, len(ends) - 1))
     framed[ends[1:, None] - np.arange(_CHECKSUM.size, 0, -1)] = _little_endian(checksums)
     return ends, framed.data
 

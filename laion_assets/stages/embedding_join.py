@@ -98,10 +98,13 @@ def _join(
     with (
         npy.open_reader(Path(source.image_vectors.path), width=source.width, digest=image_digest) as images,
         npy.open_reader(Path(source.text_vectors.path), width=source.width, digest=text_digest) as texts,
-        parquet.open_writer(destination, schema) as writer,
+        # A shard of a million rows is 2 GB, and the others of the batch are joined before any is read again.
+        parquet.open_writer(destination, schema, cached=False) as writer,
     ):
-        for metadata in _read_metadata(Path(source.metadata.path), rows_at_a_time(source.width), counts):
-            found = _read_pairs(images, texts, len(metadata))
+        batch_rows = rows_at_a_time(source.width)
+        room = _Pairs.of(batch_rows, source.width)
+        for metadata in _read_metadata(Path(source.metadata.path), batch_rows, counts):
+            found = _read_pairs(images, texts, room.first(len(metadata)))
             counts["bad_vectors"] += int(np.count_nonzero(found.bad))
             differences.append(_differences(found.cosine, metadata["similarity"]))
             joined = {
@@ -123,14 +126,20 @@ class _Pairs(NamedTuple):
     cosine: npt.NDArray[np.float32]
     bad: npt.NDArray[np.bool_]
 
+    @classmethod
+    def of(cls, rows: int, width: int) -> _Pairs:
+        """Room for so many."""
+        images, texts = (np.empty((rows, width), "<f2") for _ in range(2))
+        return cls(images, texts, np.empty(rows, np.float32), np.empty(rows, np.bool_))
 
-def _read_pairs(images: npy.VectorReader, texts: npy.VectorReader, rows: int) -> _Pairs:
-    found = _Pairs(
-        images=np.empty((rows, images.width), "<f2"),
-        texts=np.empty((rows, texts.width), "<f2"),
-        cosine=np.empty(rows, np.float32),
-        bad=np.empty(rows, np.bool_),
-    )
+    def first(self, rows: int) -> _Pairs:
+        """So many of them."""
+        return _Pairs(self.images[:rows], self.texts[:rows], self.cosine[:rows], self.bad[:rows])
+
+
+def _read_pairs(images: npy.VectorReader, texts: npy.VectorReader, found: _Pairs) -> _Pairs:
+    """Fill what there is room for; it serves one batch after another, for new memory takes time to clear."""
+    rows = len(found.bad)
     # Few at a time, which are still in a core's cache when they are computed with.
     for start in range(0, rows, BLOCK_ROWS):
         block = slice(start, min(start + BLOCK_ROWS, rows))

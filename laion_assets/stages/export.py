@@ -117,7 +117,7 @@ def _inputs(config: tfds.Config, shard: ShardId, layout: Layout, width: int) -> 
 def _batches(config: tfds.Config, shard: ShardId, layout: Layout, width: int) -> Iterator[Batch]:
     if config == "images":
         for rows, pictures in read_image_rows(shard, layout):
-            yield Batch(rows, pictures)
+            yield Batch(rows, pictures.read())
     elif config == "embeddings":
         found = EmbeddingShardId(shard.number)
         for rows, vectors in read_embedding_rows(found, layout, width, batch_rows=rows_at_a_time(width)):
@@ -125,7 +125,7 @@ def _batches(config: tfds.Config, shard: ShardId, layout: Layout, width: int) ->
     else:
         places = places_of_vectors(shard, layout, width)
         for rows, pictures, vectors in read_image_embedding_rows(shard, layout, width, places):
-            yield Batch(rows, pictures, vectors)
+            yield Batch(rows, pictures.read(), vectors)
 
 
 # -- all of them ----------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
@@ -35,14 +38,24 @@ from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SET_ASIDE_PRE
 CODE_VERSION: Final = "3"
 
 
-class _Picture(NamedTuple):
-    """What the bytes of one stored picture say of themselves, and where they lie."""
+class _Pictures(NamedTuple):
+    """What the bytes of stored pictures say of themselves, and where they lie; a value for each stem.
 
-    width: int
-    height: int
-    xxh3: str
-    offset: int
-    size: int
+    Attributes:
+        width: pixels, int64 (stems,).
+        height: pixels, int64 (stems,).
+        xxh3: XXH3-128, hexadecimal.
+        offset: of the first byte in the tar, int64 with nulls.
+        size: bytes, int64 with nulls.
+        refused: place of a stem -> why its picture can be no example, and the other values mean nothing.
+    """
+
+    width: npt.NDArray[np.int64]
+    height: npt.NDArray[np.int64]
+    xxh3: list[str]
+    offset: pa.ChunkedArray
+    size: pa.ChunkedArray
+    refused: dict[int, _Refused]
 
 
 class _Refused(NamedTuple):
@@ -91,20 +104,12 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     check_unique(rows["key"], layout.images_table(shard))
     succeeded = rows.filter(pc.equal(rows["status"], Status.SUCCESS)).sort_by("key")
     pictures = _look_at_pictures(tar, succeeded["stem"].combine_chunks(), decode=decode)
-    verdicts = [
-        _unacceptable(reason, similarity) or _contradiction(picture, width, height) or picture
-        for reason, similarity, picture, width, height in zip(
-            set_aside_reasons(succeeded["url"], succeeded["similarity"]).to_pylist(),
-            succeeded["similarity"].to_pylist(),
-            pictures,
-            succeeded["width"].to_pylist(),
-            succeeded["height"].to_pylist(),
-            strict=True,
-        )
-    ]
-    accepted = succeeded.filter(pa.array([isinstance(verdict, _Picture) for verdict in verdicts], pa.bool_()))
-    examples, counts = _examples(accepted, [found for found in verdicts if isinstance(found, _Picture)])
-    set_aside = _set_aside(succeeded["key"].to_pylist(), verdicts)
+    # Why the row itself is unacceptable comes first, then what is wrong with its picture.
+    refused = _contradictions(succeeded, pictures) | pictures.refused | _unacceptable(succeeded)
+    accepted = np.ones(len(succeeded), bool)
+    accepted[list(refused)] = False
+    examples, counts = _examples(succeeded, pictures, accepted)
+    set_aside = _set_aside(succeeded["key"], refused)
     counts |= Counter(f"{SET_ASIDE_PREFIX}{reason}" for reason in set_aside["reason"].to_pylist())
     counts["rows"] = rows.num_rows
     counts["failed"] = rows.num_rows - succeeded.num_rows
@@ -113,7 +118,7 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     return examples, set_aside, counts
 
 
-def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> list[_Picture | _Refused]:
+def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> _Pictures:
     """What becomes of the picture of each stem."""
     members = list_members(tar)
     pictures = members.filter(pc.is_in(members["extension"], value_set=pa.array(STORED_EXTENSIONS)))
@@ -126,43 +131,61 @@ def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> list[_Pict
             remedy="Make or place the shard again.",
         )
     places = pictures.take(pc.index_in(stems, value_set=pictures["stem"].combine_chunks()))
+    widths, heights, checksums = [0] * len(stems), [0] * len(stems), [""] * len(stems)
+    refused: dict[int, _Refused] = {}
     columns = (places[name].to_pylist() for name in ("extension", "offset", "size"))
+    # One buffer for all: memory that is new for each costs more than to read and digest what goes there.
+    buffer = memoryview(bytearray(pc.max(places["size"]).as_py() or 0))
     with tar.open("rb", buffering=0) as file:
         descriptor = file.fileno()
-        return [
-            _Refused(SetAside.MISSING_IMAGE, _what_else(members, stem))
-            if extension is None
-            else _look_at_picture(descriptor, extension, offset, size, decode=decode)
-            for stem, extension, offset, size in zip(stems.to_pylist(), *columns, strict=True)
-        ]
+        for at, (extension, offset, size) in enumerate(zip(*columns, strict=True)):
+            if extension is None:
+                refused[at] = _Refused(SetAside.MISSING_IMAGE, _what_else(members, stems[at]))
+                continue
+            body = buffer[:size]
+            if os.preadv(descriptor, [body], offset) < size:
+                raise CorruptTar(
+                    tar, expected=f"{size} bytes from {offset} on", found="its end", remedy="Make it again."
+                )
+            found = _look_at_picture(body, extension, decode=decode)
+            if isinstance(found, _Refused):
+                refused[at] = found
+            else:
+                widths[at], heights[at] = found
+                checksums[at] = xxhash.xxh3_128_hexdigest(body)
+    return _Pictures(
+        np.array(widths, np.int64),
+        np.array(heights, np.int64),
+        checksums,
+        places["offset"],
+        places["size"],
+        refused,
+    )
 
 
-def _what_else(members: pa.Table, stem: str) -> str:
+def _what_else(members: pa.Table, stem: pa.Scalar) -> str:
     found = members.filter(pc.equal(members["stem"], stem))["extension"].to_pylist()
     return f"the tar has only {sorted(found)}"[:200]
 
 
-def _look_at_picture(
-    descriptor: int, extension: str, offset: int, size: int, *, decode: bool
-) -> _Picture | _Refused:
+def _look_at_picture(body: memoryview, extension: str, *, decode: bool) -> tuple[int, int] | _Refused:
+    """Width and height of a picture that can become an example."""
     if extension not in TFDS_EXTENSIONS:
         detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {extension}"
         return _Refused(SetAside.NOT_TFDS_FORMAT, detail)
-    body = os.pread(descriptor, size, offset)
     header = None if decode else read_header(body)
     if header is not None and header.becomes_three_channels and header.bits == 8:
-        width, height = header.width, header.height
-    else:
-        try:
-            mode, (width, height) = _open(body, decode=decode)
-        except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
-            return _Refused(SetAside.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
-        if mode not in THREE_CHANNEL_MODES:
-            return _Refused(SetAside.NOT_THREE_CHANNELS, f"mode {mode}")
-    return _Picture(width, height, xxhash.xxh3_128_hexdigest(body), offset, size)
+        return header.width, header.height
+    try:
+        mode, size = _open(body, decode=decode)
+    except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
+        return _Refused(SetAside.UNREADABLE_IMAGE, f"{type(error).__name__}: {error}"[:200])
+    if mode not in THREE_CHANNEL_MODES:
+        return _Refused(SetAside.NOT_THREE_CHANNELS, f"mode {mode}")
+    return size
 
 
-def _open(body: bytes, *, decode: bool) -> tuple[str, tuple[int, int]]:
+def _open(body: memoryview, *, decode: bool) -> tuple[str, tuple[int, int]]:
     """Pillow's mode and size of a picture, once its header, or all of it, was read."""
     with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
         if decode:
@@ -172,28 +195,38 @@ def _open(body: bytes, *, decode: bool) -> tuple[str, tuple[int, int]]:
         return picture.mode, picture.size
 
 
-def _unacceptable(reason: str | None, similarity: float | None) -> _Refused | None:
-    """Why the row itself can be no example, whatever its picture is."""
-    if reason is None:
-        return None
-    detail = "no URL" if reason == SetAside.MISSING_URL else f"similarity {similarity}"
-    return _Refused(SetAside(reason), detail)
+def _unacceptable(rows: pa.Table) -> dict[int, _Refused]:
+    """Rows that can be no example, whatever their picture is."""
+    reasons = set_aside_reasons(rows["url"], rows["similarity"])
+    found = {}
+    for at in np.flatnonzero(reasons.is_valid()).tolist():
+        reason = SetAside(reasons[at].as_py())
+        detail = "no URL" if reason == SetAside.MISSING_URL else f"similarity {rows['similarity'][at]}"
+        found[at] = _Refused(reason, detail)
+    return found
 
 
-def _contradiction(picture: _Picture | _Refused, width: int | None, height: int | None) -> _Refused | None:
-    """Why a picture is not the one its row describes; a size left out is not held against it."""
-    if isinstance(picture, _Refused) or width is None or height is None:
-        return None
-    if (width, height) == (picture.width, picture.height):
-        return None
-    detail = f"row says {width} x {height}, picture is {picture.width} x {picture.height}"
-    return _Refused(SetAside.WRONG_SIZE, detail)
+def _contradictions(rows: pa.Table, pictures: _Pictures) -> dict[int, _Refused]:
+    """Rows whose picture is not the one that they describe; a size left out is not held against it."""
+    width, height = rows["width"], rows["height"]
+    differs = pc.or_(pc.not_equal(width, pictures.width), pc.not_equal(height, pictures.height))
+    found = {}
+    for at in np.flatnonzero(pc.fill_null(differs, fill_value=False)).tolist():
+        detail = (
+            f"row says {width[at]} x {height[at]}, picture is {pictures.width[at]} x {pictures.height[at]}"
+        )
+        found[at] = _Refused(SetAside.WRONG_SIZE, detail)
+    return found
 
 
-def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[str, int]]:
+def _examples(
+    rows: pa.Table, pictures: _Pictures, accepted: npt.NDArray[np.bool_]
+) -> tuple[pa.Table, dict[str, int]]:
+    """The accepted rows as examples, and what became of their values."""
+    is_accepted = pa.array(accepted)
+    rows = rows.filter(is_accepted)
     normalized, counts = normalize_metadata(rows)
-    widths = pa.array([picture.width for picture in pictures], pa.int32())
-    heights = pa.array([picture.height for picture in pictures], pa.int32())
+    widths, heights = (pa.array(sides[accepted], pa.int32()) for sides in (pictures.width, pictures.height))
     examples = pa.table(
         {
             "key": rows["key"],
@@ -204,21 +237,21 @@ def _examples(rows: pa.Table, pictures: list[_Picture]) -> tuple[pa.Table, dict[
             "original_width": pc.coalesce(rows["original_width"], widths),
             "height": heights,
             "width": widths,
-            "image_xxh3": pa.array([picture.xxh3 for picture in pictures], pa.string()),
-            "tar_offset": pa.array([picture.offset for picture in pictures], pa.int64()),
-            "tar_bytes": pa.array([picture.size for picture in pictures], pa.int64()),
+            "image_xxh3": pa.array(pictures.xxh3, pa.string()).filter(is_accepted),
+            "tar_offset": pictures.offset.filter(is_accepted),
+            "tar_bytes": pictures.size.filter(is_accepted),
         }
     )
     return examples, counts
 
 
-def _set_aside(keys: list[str], verdicts: list[_Picture | _Refused]) -> pa.Table:
-    refused = [(key, found) for key, found in zip(keys, verdicts, strict=True) if isinstance(found, _Refused)]
+def _set_aside(keys: pa.ChunkedArray, refused: Mapping[int, _Refused]) -> pa.Table:
+    places = sorted(refused)
     return pa.table(
         {
-            "key": [key for key, _ in refused],
-            "reason": [str(found.reason) for _, found in refused],
-            "detail": [found.detail for _, found in refused],
+            "key": keys.take(pa.array(places, pa.int64())),
+            "reason": [str(refused[at].reason) for at in places],
+            "detail": [refused[at].detail for at in places],
         },
         schema=ROWS_SET_ASIDE,
     )

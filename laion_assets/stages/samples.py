@@ -76,7 +76,8 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
         table = table.append_column(SAMPLES.field("set_aside"), reasons)
         for field, column in zip(further.schema, further.columns, strict=True):
             table = table.append_column(field, column)
-        parquet.write_table(draft.only, table, pa.schema([*SAMPLES, *further.schema]))
+        schema = pa.schema([*SAMPLES, *further.schema])
+        parquet.write_table(draft.only, table, schema, is_valid_text=True)
         counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
         counts = {f"{SET_ASIDE_PREFIX}{entry['values']}": entry["counts"] for entry in counted}
         counts["set_aside"] = sum(counts.values())
