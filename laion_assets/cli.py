@@ -15,13 +15,14 @@ import click
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, LaionAssetsError, MissingInput, SettingsError
 from laion_assets.layout import ShardId
+from laion_assets.quality.text import MESSAGE_CHARACTERS, printable, with_printable_errors
 from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Where nobody watches (a pipe, a CI log) there is no width to keep to, so names need not be cut.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+# Where nobody watches (a pipe, a CI log) there is no width to keep to, so names need not be cut. What is
+# printed may quote the data set, and is never markup.
+console = Console(
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160, markup=False, emoji=False
+)
 
 _WRONG_INPUT = 2
 _FAILED = 1
@@ -57,6 +61,7 @@ ShardsOption = Annotated[
 ]
 
 
+@with_printable_errors
 def main() -> None:
     """Run the command line; every expected error ends in one clear line."""
     try:
@@ -75,9 +80,7 @@ def main() -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    from laion_assets.quality.text import printable
-
-    print(f"laion-assets: {printable(message, 2_000)}", file=sys.stderr)
+    print(f"laion-assets: {printable(message, MESSAGE_CHARACTERS)}", file=sys.stderr)
     return code
 
 
@@ -135,13 +138,14 @@ def build(
     from laion_assets.defs.instance import home_of, open_instance, prepare_home
     from laion_assets.formats.durable import naming_storage_errors
     from laion_assets.progress import showing_progress
+    from laion_assets.published import retryable_shards
 
     settings = Settings.load(settings_file)
     request = Request(
         shards=_range(shards),
         embedding_shards=_range(embedding_shards),
         again=again,
-        retry_failed=retry_failed,
+        retry_failed=retryable_shards(settings.layout) if retry_failed else (),
     )
     home = prepare_home(home_of(settings))
     with naming_storage_errors("Dagster's records", home), open_instance(home) as instance:
@@ -178,7 +182,7 @@ def status(settings_file: SettingsOption = None) -> int:
     console.print(table)
     _print_room(settings, {status.stage: status.failed + status.missing for status in statuses})
     if not any(status.done for status in statuses):
-        console.print(_FIRST_STEPS, markup=False)
+        console.print(_FIRST_STEPS)
     return 0
 
 
@@ -228,7 +232,7 @@ def check(
             keys = tuple(key for key in keys if key in wanted)
         there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
         for rule in rules_of(stage.name):
-            with console.status(f"{stage.name}: {rule.name}"):
+            with console.status(Text(f"{stage.name}: {rule.name}")):
                 verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
             failed = {key: verdict for key, verdict in verdicts.items() if not verdict.passed}
             ran += [(rule, key, verdict) for key, verdict in verdicts.items()]
@@ -241,7 +245,7 @@ def check(
                 str(len(verdicts) - len(failed)),
                 str(len(failed)),
                 "yes" if rule.blocking else "no",
-                escape(first),
+                first,
             )
     if not ran:
         raise MissingInput("there is nothing to check yet: run laion-assets build first")
@@ -328,7 +332,6 @@ def export(
     counts = manifest.counts
     console.print(
         f"{counts['files']:,} Parquet files, {manifest.rows:,} rows: {layout.export_folder}",
-        markup=False,
         soft_wrap=True,
     )
     return 0
@@ -353,7 +356,7 @@ def show(
     path = output or layout.contact_sheet(parsed)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_contact_sheet(layout, parsed, path)
-    console.print(f"{drawn} pictures of shard {parsed}: {path}", markup=False, soft_wrap=True)
+    console.print(f"{drawn} pictures of shard {parsed}: {path}", soft_wrap=True)
     return 0
 
 

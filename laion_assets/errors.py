@@ -29,9 +29,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from laion_assets.quality.text import MESSAGE_CHARACTERS, unlinked
+
 
 class LaionAssetsError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Args:
+        message: it may quote what a file or a server says, and is made printable and free of links.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(unlinked(message, MESSAGE_CHARACTERS))
 
 
 class SettingsError(LaionAssetsError):

@@ -114,7 +114,7 @@ def _print_shards(settings: Settings, shards: Sequence[str], console: Console) -
         )
     console.print(table)
     for remark in remarks:
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _examples(layout: Layout, shards: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
@@ -139,7 +139,7 @@ def _print_next_steps(folder: Path, layout: Layout, console: Console) -> None:
         "To see every shard of every stage in Dagster: make ui, then open http://127.0.0.1:3000",
         f"To see a shard's pictures: .venv/bin/laion-assets show 00000 --settings {settings_file}",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _shown(path: Path) -> Path:

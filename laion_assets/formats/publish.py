@@ -364,11 +364,12 @@ def _lease(output: Output, *, shared: bool = False) -> Iterator[None]:
 
 
 def _open_lease(lease: Path) -> IO[str]:
+    # NFS shares a lock only of what is open for reading, and gives it alone only of what is open for writing.
     try:
-        return lease.open("a")
+        return lease.open("a+")
     except FileNotFoundError:
         lease.parent.mkdir(parents=True, exist_ok=True)
-        return lease.open("a")
+        return lease.open("a+")
 
 
 def _tidy(output: Output) -> None:

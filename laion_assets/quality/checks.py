@@ -7,6 +7,7 @@ from laion_assets.formats.publish import require
 from laion_assets.layout import Layout
 from laion_assets.published import output_of
 from laion_assets.quality.rules import RULES, Rule, Subject, Verdict
+from laion_assets.quality.text import with_printable_errors
 from laion_assets.quality.thresholds import Thresholds
 
 __all__ = ["Rule", "Verdict", "evaluate", "rules_of"]
@@ -17,6 +18,7 @@ def rules_of(stage: str) -> tuple[Rule, ...]:
     return tuple(rule for rule in RULES if rule.stage == stage)
 
 
+@with_printable_errors
 def evaluate(rule: Rule, layout: Layout, thresholds: Thresholds, partition: str) -> Verdict:
     """Look at one published partition.
 

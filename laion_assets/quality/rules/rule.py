@@ -16,7 +16,7 @@ import duckdb
 from laion_assets.errors import CorruptInput
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.quality.row_stream import NumberedRows, RowStream
-from laion_assets.quality.text import printable
+from laion_assets.quality.text import unlinked
 from laion_assets.quality.thresholds import Thresholds
 
 MAX_EXAMPLES: Final = 5
@@ -131,7 +131,7 @@ class Offences:
 
 
 def _example(text: str) -> str:
-    return printable(text, MAX_EXAMPLE_CHARACTERS)
+    return unlinked(text, MAX_EXAMPLE_CHARACTERS)
 
 
 def spread(total: int, most: int) -> list[int]:
