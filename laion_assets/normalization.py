@@ -11,10 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.schema import MISSING_SIMILARITY, TAG_PREFIX, NsfwTag, SetAside
+from laion_assets.schema import (
+    MISSING_SIMILARITY,
+    SIMILARITY_BINS,
+    SIMILARITY_CLASSES,
+    TAG_CLASSES,
+    TAG_PREFIX,
+    NsfwTag,
+    SetAside,
+)
 
 SIMILARITY_TOLERANCE: Final = 1e-3
 """How far above 1 a cosine may lie by rounding alone: float16 vectors are normalized to no better."""
@@ -103,8 +112,8 @@ def normalize_metadata(rows: pa.Table | pa.RecordBatch) -> tuple[dict[str, pa.Ar
         rows: with columns ``caption``, ``NSFW``, ``similarity`` and ``LICENSE``, as recorded.
 
     Returns:
-        Columns ``caption``, ``nsfw``, ``similarity`` and ``license`` of the examples, and how many values
-        were mapped from what.
+        Columns ``caption``, ``nsfw``, ``similarity`` and ``license`` of the examples, how many values were
+        mapped from what, and :func:`count_classes` of what they became.
     """
     nsfw, nsfw_counts = normalize_nsfw(rows["NSFW"])
     similarity, similarity_counts = normalize_similarity(rows["similarity"])
@@ -117,10 +126,33 @@ def normalize_metadata(rows: pa.Table | pa.RecordBatch) -> tuple[dict[str, pa.Ar
     counts = {
         **nsfw_counts,
         **similarity_counts,
+        **count_classes(nsfw, similarity),
         "caption:null -> ''": rows["caption"].null_count,
         "license:null -> ''": rows["LICENSE"].null_count,
     }
     return columns, counts
+
+
+def count_classes(nsfw: pa.Array, similarity: pa.Array) -> dict[str, int]:
+    """How many examples have which of the four tags, and a similarity in which bin.
+
+    Args:
+        nsfw: tags, each one of the four.
+        similarity: floats; below 0 or NaN where missing.
+
+    Returns:
+        Counts by the names of ``TAG_CLASSES``, which are all there, and of those of ``SIMILARITY_CLASSES``
+        that are not empty.
+    """
+    tags = {entry["values"]: entry["counts"] for entry in pc.value_counts(_as(nsfw, pa.string())).to_pylist()}
+    values = _as(similarity, pa.float64()).to_numpy(zero_copy_only=False)
+    known = values[values >= 0]
+    bins = np.minimum(known * SIMILARITY_BINS, SIMILARITY_BINS - 1).astype(np.int64)
+    similarities = [len(values) - len(known), *np.bincount(bins, minlength=SIMILARITY_BINS).tolist()]
+    return {
+        **{name: tags.get(tag, 0) for name, tag in zip(TAG_CLASSES, _KEPT_TAGS, strict=True)},
+        **{name: count for name, count in zip(SIMILARITY_CLASSES, similarities, strict=True) if count},
+    }
 
 
 def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -129,7 +161,7 @@ def merge_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for part in parts:
         total.update(part)
     other = _mapping_name(None, lumped=True)
-    fixed = (other, _mapping_name(None))
+    fixed = (*TAG_CLASSES, other, _mapping_name(None))
     named = [name for name in total if name.startswith(TAG_PREFIX) and name not in fixed]
     # The most frequent first, and of equals the first by name, so that the choice is the same each time.
     for name in sorted(named, key=lambda name: (-total[name], name))[MAX_TAGS_NAMED:]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -174,10 +176,20 @@ class ShardPlan:
 
 def find_placed(layout: Layout) -> list[int]:
     """Numbers of the shards whose table is in the images folder, whoever wrote it, ascending."""
-    if not layout.images_folder.is_dir():
-        return []
-    names = (_IMAGE_TABLE.fullmatch(path.name) for path in layout.images_folder.iterdir())
-    return sorted(int(name[1]) for name in names if name)
+    return placed_among(names_in(layout.images_folder))
+
+
+def names_in(folder: Path) -> Iterator[str]:
+    """Names of what a folder holds, if it is there; paths of a hundred thousand files would take seconds."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries)
+
+
+def placed_among(names: Iterable[str]) -> list[int]:
+    """Numbers of the shards whose tables are among file names of the images folder, ascending."""
+    matches = map(_IMAGE_TABLE.fullmatch, names)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _corrupt(layout: Layout, error: Exception) -> CorruptManifest:

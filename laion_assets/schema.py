@@ -31,6 +31,21 @@ class NsfwTag(StrEnum):
 TAG_PREFIX: Final = "nsfw:"
 """What precedes a tag where a manifest counts the rows of each."""
 
+TAG_CLASSES: Final = tuple(f"{TAG_PREFIX}{tag}" for tag in NsfwTag)
+"""What manifests count the examples of each tag by."""
+
+SIMILARITY_PREFIX: Final = "similarity:"
+"""What precedes a bin of similarities where a manifest counts the rows of each."""
+
+SIMILARITY_BINS: Final = 50
+"""Bins of similarities, of equal width between 0 and 1."""
+
+SIMILARITY_CLASSES: Final = (
+    f"{SIMILARITY_PREFIX}missing",
+    *(f"{SIMILARITY_PREFIX}{index / SIMILARITY_BINS:.2f}" for index in range(SIMILARITY_BINS)),
+)
+"""What manifests count similarities by: the missing ones, then each bin, named by its lower edge."""
+
 
 Digest = Literal["sha256", "md5", "sha512"]
 """Digests of bodies, as img2dataset and hashlib name them."""
@@ -237,7 +252,7 @@ NORMALIZED_EMBEDDINGS: Final = pa.schema(
 COUNTED: Final = (
     *(f"{OUTCOME_PREFIX}{outcome}" for outcome in Outcome),
     *(f"{SET_ASIDE_PREFIX}{reason}" for reason in SetAside),
-    *(f"{TAG_PREFIX}{tag}" for tag in NsfwTag),
+    *TAG_CLASSES,
 )
 """What manifests count rows or examples by, of all that a data set adds up."""
 
@@ -317,6 +332,17 @@ def image_embeddings(width: int = EMBEDDING_WIDTH) -> pa.Schema:
             ),
         ]
     )
+
+
+# Features of the TFDS data sets, as columns.
+_NOT_FEATURES: Final = frozenset({"key", "height", "width", "image_xxh3", "tar_offset", "tar_bytes"})
+_IMAGE: Final = _column("image", pa.binary(), "the stored picture, JPEG or PNG", nullable=False)
+_VECTOR: Final = pa.list_(pa.float16(), EMBEDDING_WIDTH)
+_DESCRIBED: Final = [field for field in NORMALIZED_IMAGES if field.name not in _NOT_FEATURES]
+_VECTORS: Final = [image_embeddings().field(name).with_type(_VECTOR) for name in VECTOR_COLUMNS]
+IMAGES_FEATURES: Final = pa.schema([_IMAGE, *_DESCRIBED])
+EMBEDDINGS_FEATURES: Final = pa.schema([*_DESCRIBED, *_VECTORS])
+IMAGE_EMBEDDINGS_FEATURES: Final = pa.schema([_IMAGE, *_DESCRIBED, *_VECTORS])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,8 @@ LENIENT = Thresholds(
     null_text_share=0.05,
     set_aside_share=0.1,
     bad_vector_share=0.05,
+    # And there is only one other shard to compare one with.
+    drift_least_shards=1,
     sampled_images=5,
     sampled_shards=1,
 )

@@ -40,6 +40,25 @@ class Thresholds(Policy):
     """A row is off if its cosine differs from its similarity by more."""
     cosine_far_share: float = Field(default=0.05, ge=0, le=1)
     """Share of rows off above which vectors and metadata do not belong together."""
+    drift_deviations: float = Field(default=5.0, gt=0)
+    """Standard deviations that a shard's share may be off the other shards' median: of a normal distribution,
+    one value in 1.7 million is further off, so by chance none of 41,455 shards. The deviation is 1.4826 times
+    the others' median absolute deviation, or that of chance in so few rows (binomial) if it is more."""
+    drift_success_share: float = Field(default=0.05, ge=0, le=1)
+    """Difference in the share of downloads that succeed below which no warning is given: what links lose in
+    four months (83 to 85 % were alive in February 2023, some 68 % a year later)."""
+    drift_tag_share: float = Field(default=0.02, ge=0, le=1)
+    """Difference in the share of an NSFW tag below which no warning is given: four times the most that is a
+    standard deviation by chance in 10,000 rows, 0.005."""
+    drift_similarity_distance: float = Field(default=0.05, ge=0, le=1)
+    """Kolmogorov's and Smirnov's distance between similarities, in bins of 0.02, below which no warning is
+    given. By chance, 10,000 rows are half as far from what they are drawn from in one case of 134,000
+    (Dvoretzky, Kiefer, Wolfowitz and Massart: 2 exp(-2 n d²))."""
+    drift_least_shards: int = Field(default=10, ge=1)
+    """With fewer other shards than this nothing is compared: a median of few says little."""
+    drift_sampled_shards: int = Field(default=200, ge=1)
+    """Most other shards whose manifests are read for a comparison, spread over all: the median of 200 is off
+    by some 0.09 standard deviations (1.25 / √200)."""
     sampled_images: int = Field(default=64, ge=1)
     """Pictures of a shard decoded in full by the check that a picture is what its row says."""
     sampled_shards: int = Field(default=16, ge=1)

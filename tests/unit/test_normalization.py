@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from laion_assets.normalization import (
     MAX_TAGS_NAMED,
     SIMILARITY_TOLERANCE,
+    count_classes,
     fill_text,
     merge_counts,
     normalize_nsfw,
     normalize_similarity,
     set_aside_reasons,
 )
-from laion_assets.schema import MISSING_SIMILARITY, NsfwTag, SetAside
+from laion_assets.schema import MISSING_SIMILARITY, SIMILARITY_CLASSES, TAG_CLASSES, NsfwTag, SetAside
 
 tags = st.one_of(st.none(), st.sampled_from(list(NsfwTag)), st.text(max_size=60))
 similarities = st.one_of(st.none(), st.just(-1.0), st.floats(), st.floats(-0.1, 1.1))
@@ -138,3 +139,43 @@ def test_columns_of_nulls_and_of_other_widths_are_taken():
     assert fill_text(pa.nulls(2)).to_pylist() == ["", ""]
     assert fill_text(pa.array(["a", None, " "], pa.large_string())).to_pylist() == ["a", "", " "]
     assert fill_text(pa.chunked_array([], pa.string())).to_pylist() == []
+
+
+@pytest.mark.parametrize(
+    ("similarity", "class_"),
+    [
+        (-1.0, "similarity:missing"),
+        (0.0, "similarity:0.00"),
+        (0.3, "similarity:0.30"),
+        (0.3199, "similarity:0.30"),
+        (0.32, "similarity:0.32"),
+        (1.0, "similarity:0.98"),
+        (1.0005, "similarity:0.98"),
+        # Of tables that are not as they were written, which other rules find.
+        (math.nan, "similarity:missing"),
+        (math.inf, "similarity:0.98"),
+    ],
+)
+def test_a_similarity_is_counted_in_its_bin(similarity, class_):
+    counts = count_classes(pa.array(["NSFW"]), pa.array([similarity]))
+    assert counts == {**dict.fromkeys(TAG_CLASSES, 0), "nsfw:NSFW": 1, class_: 1}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(list(NsfwTag)), st.floats(0, 1) | st.just(-1.0)), max_size=30))
+def test_every_example_is_counted_by_its_tag_and_by_its_similarity(rows):
+    counts = count_classes(
+        pa.array([tag for tag, _ in rows], pa.string()), pa.array([value for _, value in rows], pa.float64())
+    )
+    assert set(counts) <= {*TAG_CLASSES, *SIMILARITY_CLASSES}
+    assert set(counts) >= set(TAG_CLASSES)
+    assert sum(counts[name] for name in TAG_CLASSES) == len(rows)
+    assert sum(counts.get(name, 0) for name in SIMILARITY_CLASSES) == len(rows)
+    for tag in NsfwTag:
+        assert counts[f"nsfw:{tag}"] == sum(found == tag for found, _ in rows)
+
+
+def test_the_four_tags_are_never_lumped_together():
+    odd = {f"nsfw:'tag {number}' -> UNTAGGED": 5 for number in range(MAX_TAGS_NAMED)}
+    four = dict.fromkeys(TAG_CLASSES, 1)
+    assert merge_counts([odd, four, four]) == odd | dict.fromkeys(TAG_CLASSES, 2)

@@ -193,15 +193,17 @@ class _PageReader(HTMLParser):
 
 
 def _page_is_inert(subject: Subject) -> Verdict:
-    page, _ = subject.layout.dataset_report().names
+    output = subject.layout.dataset_report()
     reader = _PageReader()
-    reader.feed(subject.layout.dataset_report().path(page).read_text(encoding="utf-8"))
+    for name in output.names:
+        if name.endswith(".html"):
+            reader.feed(output.path(name).read_text(encoding="utf-8"))
     reader.close()
     return reader.offences.verdict(rows=reader.elements)
 
 
 def _report_is_current(subject: Subject) -> Verdict:
-    _, figures = subject.layout.dataset_report().names
+    _, figures, *_ = subject.layout.dataset_report().names
     found = read_json_object(subject.layout.dataset_report().path(figures)).get("published")
     offences = Offences()
     if found != version_of_everything(subject.layout):
@@ -251,7 +253,7 @@ DATASET_RULES: Final = (
         name="page_is_inert",
         stage="dataset_report",
         blocking=True,
-        description="The page runs nothing and asks for nothing from elsewhere.",
+        description="The pages run nothing and ask for nothing from elsewhere.",
         check=_page_is_inert,
     ),
     Rule(

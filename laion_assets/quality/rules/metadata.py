@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from laion_assets.errors import MisalignedShard
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import read_manifest, require
 from laion_assets.keys import global_keys
+from laion_assets.layout import ShardId
 from laion_assets.normalization import SIMILARITY_TOLERANCE
 from laion_assets.plan import PlanEntry, ShardPlan
 from laion_assets.quality.row_stream import RowStream, stored_rows
@@ -104,6 +106,32 @@ def _part_change(subject: Subject, entry: PlanEntry) -> str | None:
     if (found := read_source(subject.layout, entry.part).sha256) != entry.sha256:
         return f"planned from a file with sha256 {entry.sha256}, published from one with {found}"
     return None
+
+
+def _plan_sources_there(subject: Subject) -> Verdict:
+    plan = ShardPlan.load(subject.layout)
+    offences = Offences()
+    for entry in plan.entries:
+        if lost := _lost_file(subject, entry.part):
+            offences.add(entry.part, lost)
+    for shard in map(ShardId, plan.placed):
+        output = subject.layout.placed_images(shard)
+        if missing := [name for name in output.names if not output.path(name).is_file()]:
+            offences.add(shard, f"laid down and planned, but {', '.join(missing)} is gone")
+    return offences.verdict(rows=len(plan.entries) + len(plan.placed))
+
+
+def _lost_file(subject: Subject, part: str) -> str | None:
+    if read_manifest(subject.layout.raw_metadata(part)) is None:
+        return None  # which another rule says
+    source = read_source(subject.layout, part)
+    if "://" in source.location:
+        return None
+    try:
+        found = Path(source.location).stat().st_size
+    except OSError:
+        return f"the file it was read from is gone: {source.location}"
+    return None if found == source.size_bytes else f"read from {source.size_bytes} bytes, now {found}"
 
 
 # -- samples --------------------------------------------------------------------------------------
@@ -270,6 +298,13 @@ METADATA_RULES: Final = (
         blocking=True,
         description="Every planned part is still published, with the rows and sha256 it was planned with.",
         check=_plan_parts_unchanged,
+    ),
+    Rule(
+        name="sources_are_there",
+        stage="shard_plan",
+        blocking=False,
+        description="The file of every planned part and those of every shard laid down are still there.",
+        check=_plan_sources_there,
     ),
     Rule(
         name="keys_are_the_shards",

@@ -16,9 +16,9 @@ from tfds_inputs import payloads_of
 
 from laion_assets.formats import parquet, tfrecord
 from laion_assets.formats.digest_index import open_index, write_index
-from laion_assets.formats.publish import Recipe, Tally, publish
+from laion_assets.formats.publish import Recipe, Tally, publish, read_manifest
 from laion_assets.formats.webdataset import open_tar
-from laion_assets.layout import Layout, ShardId
+from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.pipeline import STAGE_BY_NAME, STAGES
 from laion_assets.published import STAGE_NAMES, output_of, partitions_of
 from laion_assets.quality.checks import evaluate, rules_of
@@ -138,6 +138,15 @@ def _(root):
     return spoil_plan(root, lambda plan: plan["entries"][0].update(sha256="0" * 64))
 
 
+@bad("shard_plan", "sources_are_there")
+def _(root):
+    def another_size(source):
+        source["size_bytes"] += 1
+
+    root.rewrite_json(root.layout.raw_metadata(PART), f"{PART}.source.json", another_size)
+    return "shard_plan"
+
+
 def spoil_duplicates(root, change):
     root.rewrite_table(root.layout.duplicates(), "duplicates.parquet", change)
     return "duplicates"
@@ -218,6 +227,11 @@ def _(root):
     spoil_images(root, fail)
 
 
+@bad("images", "success_share_is_as_elsewhere")
+def _(root):
+    spoil_images(root, lambda rows: set_rows(rows, "outcome", "dns", count=20))
+
+
 @bad("images", "stats_agree")
 def _(root):
     output = root.layout.images(SHARD)
@@ -242,6 +256,16 @@ def _(root):
 @bad("normalized_images", "sizes_are_positive")
 def _(root):
     spoil_table(root, root.layout.normalized_images(SHARD), "original_width", 0)
+
+
+@bad("normalized_images", "tags_are_as_elsewhere")
+def _(root):
+    spoil_table(root, root.layout.normalized_images(SHARD), "nsfw", "NSFW", count=20)
+
+
+@bad("normalized_images", "similarities_are_as_elsewhere")
+def _(root):
+    spoil_table(root, root.layout.normalized_images(SHARD), "similarity", 0.99, count=20)
 
 
 @bad("normalized_images", "successes_are_accounted_for")
@@ -452,6 +476,31 @@ def _(root):
 @bad("normalized_embeddings", "url_is_there")
 def _(root):
     spoil_table(root, root.layout.normalized_embeddings(VECTORS), "url", "")
+
+
+def spoil_beside_another(root, column, value):
+    """Spoil the one shard of vectors that there is, once it has another to be compared with."""
+    output = root.layout.normalized_embeddings(VECTORS)
+    counts = read_manifest(output).counts
+    other = root.layout.normalized_embeddings(EmbeddingShardId(VECTORS.number + 1))
+
+    def write(draft):
+        for name in other.names:
+            draft.path(name).write_bytes(b"")
+        return Tally(rows=0, counts=counts)
+
+    publish(other, Recipe(code_version="1"), write)
+    spoil_table(root, output, column, value, count=30)
+
+
+@bad("normalized_embeddings", "tags_are_as_elsewhere")
+def _(root):
+    spoil_beside_another(root, "nsfw", "NSFW")
+
+
+@bad("normalized_embeddings", "similarities_are_as_elsewhere")
+def _(root):
+    spoil_beside_another(root, "similarity", 0.99)
 
 
 @bad("normalized_embeddings", "rows_are_accounted_for")

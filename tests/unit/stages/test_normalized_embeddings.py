@@ -12,7 +12,13 @@ from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.layout import EmbeddingShardId, Layout
 from laion_assets.quality.thresholds import Thresholds
-from laion_assets.schema import NORMALIZED_EMBEDDINGS, ROWS_SET_ASIDE, NsfwTag, SetAside
+from laion_assets.schema import (
+    NORMALIZED_EMBEDDINGS,
+    ROWS_SET_ASIDE,
+    SIMILARITY_CLASSES,
+    NsfwTag,
+    SetAside,
+)
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
 from laion_assets.stages.normalized_embeddings import normalize_embeddings
@@ -64,6 +70,12 @@ def test_values_become_what_tfds_has(tmp_path):
         "nsfw:null -> UNTAGGED": 1,
         "nsfw:'' -> UNTAGGED": 1,
         "nsfw:'maybe' -> UNTAGGED": 1,
+        "nsfw:UNLIKELY": 1,
+        "nsfw:UNSURE": 1,
+        "nsfw:NSFW": 1,
+        "nsfw:UNTAGGED": 3,
+        "similarity:missing": 3,
+        **Counter(SIMILARITY_CLASSES[1 + int(50 * cosine)] for cosine in cosines[3:]),
         "similarity:null -> -1.0": 1,
         "similarity:NaN -> -1.0": 1,
         "caption:null -> ''": 1,
@@ -146,9 +158,13 @@ def test_rows_are_numbered_across_batches(tmp_path):
     assert examples["row"].to_pylist() == [row for row in range(70_000) if row != 69_000]
     assert aside["key"].to_pylist() == ["000069000"]
     assert manifest.counts["examples"] == 69_999
-    mapped = {name: count for name, count in manifest.counts.items() if name.startswith("nsfw:")}
+    mapped = {
+        name: count for name, count in manifest.counts.items() if name.startswith("nsfw:") and " -> " in name
+    }
     assert len(mapped) <= 21
-    assert sum(mapped.values()) == 69_999
+    assert sum(mapped.values()) == manifest.counts["nsfw:UNTAGGED"] == 69_999
+    binned = [count for name, count in manifest.counts.items() if name in SIMILARITY_CLASSES]
+    assert sum(binned) == 69_999
 
 
 def test_an_empty_shard_is_normalized_and_a_missing_one_is_named(tmp_path):

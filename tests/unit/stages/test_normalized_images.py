@@ -137,6 +137,8 @@ def test_values_are_normalized_and_counted(tmp_path):
     assert (examples[1]["original_width"], examples[1]["original_height"]) == (12, 8)
     assert manifest.counts["caption:null -> ''"] == 1
     assert manifest.counts["license:null -> ''"] == 1
+    assert manifest.counts["nsfw:UNTAGGED"] == manifest.counts["similarity:missing"] == 2
+    assert manifest.counts["nsfw:NSFW"] == 0
 
 
 @pytest.mark.parametrize(
