@@ -320,7 +320,11 @@ class Layout:
 
     def dataset_report(self) -> Output:
         """Figures, plots and contact sheets of the data set."""
-        return self._output("dataset_report", "dataset_report", "report.html", "report.json")
+        logs = ("runs.html", "runs.png")
+        output = self._output(
+            "dataset_report", "dataset_report", "report.html", "report.json", "report.png", *logs
+        )
+        return replace(output, logs=logs)
 
     def contact_sheet(self, shard: ShardId) -> Path:
         """Where ``laion-assets show`` draws a shard unless told otherwise."""

@@ -87,6 +87,9 @@ backoff_s = 0.05
 
 [tfds]
 image_embeddings = true  # off by default, since pictures are stored once more
+
+[records]
+thumbnails = 8  # off by default, since what Dagster recorded cannot be taken back
 """
 
 

@@ -80,7 +80,7 @@ def draw_contact_sheet(
     )
     pen = _Pen(Image.new("RGB", size, _PAPER))
     _draw_header(pen, layout, shard, shown=len(rows), examples=table.num_rows)
-    for place, (row, picture) in enumerate(zip(rows, _pictures(layout, shard, rows), strict=True)):
+    for place, (row, picture) in enumerate(zip(rows, pictures_of(layout, shard, rows, _SIDE), strict=True)):
         down, along = divmod(place, columns)
         _draw_cell(pen, _PADDING + along * _CELL_WIDTH, _HEADER_HEIGHT + down * _CELL_HEIGHT, row, picture)
     pen.sheet.save(path, format="PNG", optimize=True)
@@ -177,8 +177,20 @@ def _fit(pen: _Pen, text: str, width: int) -> str:
     return f"{text}…"
 
 
-def _pictures(layout: Layout, shard: ShardId, rows: list[dict[str, Any]]) -> Iterator[Image.Image | str]:
-    """Each picture, small enough for its cell, or why it cannot be shown; read in place from the tar."""
+def pictures_of(
+    layout: Layout, shard: ShardId, rows: list[dict[str, Any]], side: int
+) -> Iterator[Image.Image | str]:
+    """The picture of each row, no side longer than is said, or why it cannot be shown; read from the tar.
+
+    Args:
+        layout: where the shard's files are.
+        shard: an image shard that is normalized.
+        rows: of its table, with the columns ``key``, ``image_xxh3``, ``tar_offset`` and ``tar_bytes``.
+        side: in pixels.
+
+    Raises:
+        CorruptTar: if a picture in the tar is not the one that its row describes.
+    """
     tar = layout.images_tar(shard)
     with tar.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -193,17 +205,17 @@ def _pictures(layout: Layout, shard: ShardId, rows: list[dict[str, Any]]) -> Ite
                     found="other bytes",
                     remedy=f"Materialize normalized_images {shard} again.",
                 )
-            yield _thumbnail(body)
+            yield _thumbnail(body, side)
 
 
-def _thumbnail(body: bytes) -> Image.Image | str:
+def _thumbnail(body: bytes, side: int) -> Image.Image | str:
     try:
         with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 return "too many pixels"
-            picture.draft("RGB", (_SIDE, _SIDE))
+            picture.draft("RGB", (side, side))
             small = picture.convert("RGB")
-            small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
             return small
     except Exception:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
         return "cannot be decoded"

@@ -1,4 +1,7 @@
-"""Figures, plots and pictures of the whole data set, as one JSON file and one page that stands alone."""
+"""Figures, plots and pictures of the whole data set, as one JSON file and pages that stand alone.
+
+What the runs took, and when, has a page of its own, since it differs where the data do not.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,20 @@ import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from statistics import median
 from typing import Final
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.layout import Layout, ShardId
-from laion_assets.published import DATA_STAGES, manifests_of, version_of_everything
+from laion_assets.published import DATA_STAGES, manifests_of, sample_output, version_of_everything
+from laion_assets.quality.runs import Runs, runs_of
 from laion_assets.quality.statistics import Statistics, dataset_statistics
+from laion_assets.quality.thresholds import Thresholds
 
-CODE_VERSION: Final = "2"
+CODE_VERSION: Final = "3"
+
+PAGE, FIGURES, PLOTS, RUNS_PAGE, RUNS_PLOTS = sample_output(Layout(Path()), "dataset_report").names
 
 _SHEET_COLUMNS: Final = 6
 _SHEET_PICTURES: Final = 24
@@ -31,10 +40,15 @@ p.note { color: #5a5a5a; }
 """
 
 
-def write_dataset_report(layout: Layout) -> Manifest:
-    """Publish ``report.json`` (figures) and ``report.html`` (figures, plots and a contact sheet).
+def write_dataset_report(layout: Layout, *, memory_bytes: int = Thresholds().duckdb_memory_bytes) -> Manifest:
+    """Publish ``report.json`` (figures), ``report.html`` (and plots, and a contact sheet) and ``report.png``.
 
-    The page asks for nothing from elsewhere and runs nothing, and all text of the data set in it is escaped.
+    ``runs.html`` and ``runs.png`` tell what the stages took. The pages ask for nothing from elsewhere and run
+    nothing, and all text of the data set in them is escaped.
+
+    Args:
+        layout: where the data set is.
+        memory_bytes: memory that DuckDB may take; beyond it, it writes to the disk.
 
     Raises:
         CorruptManifest: if a manifest cannot be read.
@@ -44,25 +58,34 @@ def write_dataset_report(layout: Layout) -> Manifest:
     recipe = Recipe(code_version=CODE_VERSION, inputs={"published": published})
 
     def write(draft: Draft) -> Tally:
-        # Both draw with matplotlib, which takes a second to import and which no other stage needs.
+        # They draw with matplotlib, which takes a second to import and which no other stage needs.
         from laion_assets.quality.contact_sheet import draw_contact_sheet
-        from laion_assets.quality.plots import draw_plots
+        from laion_assets.quality.plots import draw_plots, draw_runs, join_plots
 
-        statistics = dataset_statistics(layout)
+        statistics, runs = dataset_statistics(layout, memory_bytes=memory_bytes), runs_of(layout)
         stages = _stages(layout)
-        page, figures = layout.dataset_report().names
         document = {"published": published, "stages": stages, "statistics": asdict(statistics)}
-        draft.path(figures).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        draft.path(FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         pictures = draw_plots(statistics)
+        draft.path(PLOTS).write_bytes(join_plots(pictures))
         shard = _shard_to_show(layout)
         if shard is not None:
             sheet = draft.scratch("sheet.png")
             draw_contact_sheet(layout, shard, sheet, columns=_SHEET_COLUMNS, limit=_SHEET_PICTURES)
             pictures[f"Pictures of shard {shard}"] = sheet.read_bytes()
-        draft.path(page).write_text(_page(statistics, stages, pictures), encoding="utf-8")
+        draft.path(PAGE).write_text(_page(statistics, stages, pictures), encoding="utf-8")
+        pictures = draw_runs(runs)
+        draft.path(RUNS_PLOTS).write_bytes(join_plots(pictures))
+        draft.path(RUNS_PAGE).write_text(_runs_page(runs, pictures), encoding="utf-8")
         return Tally(rows=statistics.rows, counts={"examples": statistics.examples})
 
     return publish(layout.dataset_report(), recipe, write)
+
+
+def read_plots(layout: Layout) -> dict[str, bytes]:
+    """The plots of the report that is there, as PNGs: of the data set, and of the runs."""
+    output = layout.dataset_report()
+    return {"data set": output.path(PLOTS).read_bytes(), "runs": output.path(RUNS_PLOTS).read_bytes()}
 
 
 def _stages(layout: Layout) -> dict[str, dict[str, int]]:
@@ -113,6 +136,48 @@ def _page(
             "about 5 % and a recall of about 33 %.</p>"
         ),
     ]
+    return _document(body)
+
+
+def _runs_page(runs: Runs, pictures: Mapping[str, bytes]) -> str:
+    rows = []
+    for stage, costs in runs.costs.items():
+        seconds = [cost.seconds for cost in costs.values()]
+        total = sum(cost.rows for cost in costs.values())
+        if costs:
+            rows.append(
+                (
+                    stage,
+                    f"{len(costs):,}",
+                    f"{sum(seconds) / 3600:,.2f}",
+                    f"{median(seconds):,.2f}",
+                    f"{max(seconds):,.2f}",
+                    f"{total / sum(seconds):,.0f}" if sum(seconds) else "",
+                    f"{sum(cost.bytes for cost in costs.values()) / len(costs):,.0f}",
+                )
+            )
+    header = (
+        "stage",
+        "partitions",
+        "hours",
+        "seconds each (median)",
+        "(most)",
+        "rows a second",
+        "bytes each",
+    )
+    body = [
+        "<h1>LAION-400M: what making it took</h1>",
+        (
+            '<p class="note">Wall-clock times, and bytes with the logs, of the runs that made what was there '
+            "when this page was written.</p>"
+        ),
+        _table(header, rows),
+        *(_heading(title) + _picture(title, image) for title, image in pictures.items()),
+    ]
+    return _document(body)
+
+
+def _document(body: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>LAION-400M</title>\n'
         f"<style>{_STYLE}</style></head>\n<body>\n{chr(10).join(body)}\n</body>\n</html>\n"

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from quality_inputs import HOSTILE
 
-from laion_assets.quality.plots import draw_plots
-from laion_assets.quality.statistics import SIMILARITY_BINS, SIZE_LIMITS, Statistics
+from laion_assets.quality.plots import draw_plots, draw_runs, join_plots
+from laion_assets.quality.runs import Cost, Runs
+from laion_assets.quality.statistics import SIZE_LIMITS, Statistics
+from laion_assets.schema import SIMILARITY_BINS
 
 NOTHING = Statistics(
     rows=0,
@@ -23,7 +25,7 @@ NOTHING = Statistics(
     nsfw={},
     long_sides=(0,) * (len(SIZE_LIMITS) + 1),
     licenses={},
-    hosts={},
+    domains={},
     picture_bytes=0,
 )
 
@@ -37,7 +39,7 @@ def some(shards=3, **changes):
         similarity=tuple(range(SIMILARITY_BINS)),
         nsfw={"UNLIKELY": 200, "NSFW": 10},
         licenses={"?": 200, "": 10},
-        hosts={"a.example.org": 210},
+        domains={"example.org": (276, 210), "(others)": (9, 3)},
         **changes,
     )
 
@@ -52,7 +54,7 @@ def test_every_plot_is_a_picture_with_something_on_it():
     plots = draw_plots(some(set_aside={"wrong_size": 1}))
     assert set(plots) == {
         "Outcomes by shard", "Success by shard", "Similarity", "Sizes",
-        "NSFW tags", "Licences", "Hosts", "Set aside",
+        "NSFW tags", "Licences", "Success by domain", "Set aside",
     }  # fmt: skip
     for title, png in plots.items():
         picture = decoded(png)
@@ -83,18 +85,50 @@ def test_foreign_text_neither_breaks_nor_formats_a_plot(text):
         dataclasses.replace(
             some(),
             licenses=counts,
-            hosts=counts,
+            domains={text: (6, 5)},
             set_aside=counts,
             outcomes=outcomes,
             by_shard={"00000": outcomes},
         )
     )
     assert {decoded(png).width for png in found.values()} == {880}
-    assert len({found[title] for title in ("Licences", "Hosts")}) == 1  # drawn alike, whatever the text
 
 
 def test_forty_thousand_shards_share_bars():
     assert decoded(draw_plots(some(41_455))["Outcomes by shard"]).width == 880
+
+
+def runs_of(shards):
+    cost = Cost(rows=100, seconds=2.5, bytes=3_000_000)
+    keys = [f"{number:05d}" for number in range(shards)]
+    return Runs(
+        costs={
+            "samples": dict.fromkeys(keys, cost),
+            "images": dict.fromkeys(keys[:1], cost),
+            "duplicates": {},
+        },
+        downloaded={"2024-02-29": 100, "unknown": 3},
+    )
+
+
+def test_what_the_runs_took_is_drawn():
+    plots = draw_runs(runs_of(3))
+    assert set(plots) == {
+        "Rows by the day of their download (UTC)", "Seconds a shard, by stage", "Megabytes a shard, by stage",
+    }  # fmt: skip
+    assert {decoded(png).width for png in plots.values()} == {880}
+    assert draw_runs(runs_of(3)) == plots
+    assert draw_runs(Runs(costs={}, downloaded={})) == {}
+
+
+def test_plots_are_joined_in_few_bytes():
+    plots = draw_plots(some(41_455)) | draw_runs(runs_of(2_000))
+    sheet = join_plots(plots)
+    assert len(sheet) < 200_000
+    picture = decoded(sheet)
+    assert picture.width == 880
+    assert picture.height > sum(decoded(png).height for png in plots.values())
+    assert decoded(join_plots({})).size == (1, 1)
 
 
 def test_no_state_is_left_in_the_process():

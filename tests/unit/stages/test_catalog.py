@@ -1,3 +1,4 @@
+import re
 import resource
 import shutil
 
@@ -167,3 +168,10 @@ def test_a_catalog_that_could_not_be_written_whole_is_not_published(layout, kilo
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     write_catalog(layout)
     assert {name for (name,) in ask(layout, "SHOW TABLES")} == VIEWS | {"example_queries"}
+
+
+def test_the_documented_queries_are_those_of_the_catalog(layout, request):
+    text = (request.config.rootpath / "docs" / "catalog.md").read_text()
+    documented = re.findall(r"\n\n([^\n]+)\n\n```sql\n(.*?)\n```", text, re.DOTALL)
+    write_catalog(layout)
+    assert documented == ask(layout, "SELECT question, query FROM example_queries")

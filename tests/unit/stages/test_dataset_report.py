@@ -74,8 +74,13 @@ def test_it_is_written_again_only_when_something_changed(root):
 
 
 def test_text_of_the_data_set_is_never_markup(root):
+    table = root.layout.normalized_images(ShardId(0))
+    root.rewrite_table(table, table.names[0], lambda rows: rows[0].update(license=HOSTILE, nsfw=HOSTILE))
     output = root.layout.images(ShardId(0))
-    root.rewrite_table(output, "00000.parquet", lambda rows: rows[0].update(outcome=HOSTILE))
+    url = f"http://{HOSTILE}/"
+    name = f"outcome:{HOSTILE}"
+    root.rewrite_table(output, "00000.parquet", lambda rows: rows[0].update(url=url), **{name: 1})
+    root.rewrite_json(output, "00000_stats.json", lambda stats: stats.update(end_time=HOSTILE))
     write_dataset_report(root.layout)
     page = page_of(root.layout)
     assert "<script" not in page
