@@ -59,6 +59,7 @@ class Stage:
         columns: Arrow schema of the table among the files, if there is one.
         follow: as ``run``, of a stage whose partitions take so long that one wants to know how far it is.
         retry: as ``follow``, but of a partition that is there only what failed and may not fail again.
+        pictures: draws what Dagster shows of a partition that is there: title -> PNG.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     columns: pa.Schema | None = None
     follow: Callable[[Settings, str, Follow], Manifest] | None = None
     retry: Callable[[Settings, str, Follow], Manifest] | None = None
+    pictures: Callable[[Settings, str], Mapping[str, bytes]] | None = None
 
     def output(self, layout: Layout, partition: str) -> Output:
         """The files of one partition."""
@@ -208,7 +210,30 @@ def _catalog(settings: Settings, _: str) -> Manifest:
 
 
 def _dataset_report(settings: Settings, _: str) -> Manifest:
-    return dataset_report.write_dataset_report(settings.layout)
+    return dataset_report.write_dataset_report(
+        settings.layout, memory_bytes=settings.quality.duckdb_memory_bytes
+    )
+
+
+# -- what is shown of a partition -----------------------------------------------------------------
+
+
+def _pictures_of_shard(settings: Settings, key: str) -> Mapping[str, bytes]:
+    # DuckDB and Pillow are for who draws, and not for who looks at the graph.
+    from laion_assets.quality.overview import draw_overview
+    from laion_assets.quality.statistics import shard_statistics
+    from laion_assets.quality.thumbnails import draw_thumbnails
+
+    found = {}
+    if settings.records.overview:
+        found["overview"] = draw_overview(shard_statistics(settings.layout, ShardId.parse(key)))
+    if settings.records.thumbnails:
+        found["pictures"] = draw_thumbnails(settings.layout, ShardId.parse(key), settings.records.thumbnails)
+    return found
+
+
+def _plots_of_report(settings: Settings, _: str) -> Mapping[str, bytes]:
+    return dataset_report.read_plots(settings.layout)
 
 
 # -- the graph ------------------------------------------------------------------------------------
@@ -241,7 +266,7 @@ STAGES: Final = (
         kinds=frozenset({"json"}),
         description=(
             "Which rows of which part make which shard: `shard_plan/shard_plan.json`. Only ever appended "
-            "to, so a shard keeps its number and rows. Reload the code location after it grew."
+            "to, so a shard keeps its number and rows. After it grew, the code location has to reload."
         ),
     ),
     Stage(
@@ -254,7 +279,8 @@ STAGES: Final = (
         kinds=frozenset({"parquet", "duckdb"}),
         description=(
             "How many rows of each part, and of all parts together, repeat a URL or a pair of URL and alt "
-            "text, lack a URL, or have a similarity out of range: `duplicates/duplicates.parquet`."
+            "text, lack a URL, or have a similarity out of range: `duplicates/duplicates.parquet`, and the "
+            "view `duplicates` of the catalog."
         ),
         columns=schema.DUPLICATES,
     ),
@@ -304,6 +330,7 @@ STAGES: Final = (
             "rows that have a picture and still make no example, with the reason."
         ),
         columns=schema.NORMALIZED_IMAGES,
+        pictures=_pictures_of_shard,
     ),
     Stage(
         name="tfds_images",
@@ -313,7 +340,11 @@ STAGES: Final = (
         code_version=tfds_images.CODE_VERSION,
         group="images",
         kinds=frozenset({"tfrecord"}),
-        description="One shard of laion400m/images, in key order: `tfds_images/SHARD.tfrecord`.",
+        description=(
+            "One shard of laion400m/images, in key order: `tfds_images/SHARD.tfrecord`, "
+            "`tf.train.Example`s. The dataset that laion400m_images publishes has the same file, as a link."
+        ),
+        columns=schema.IMAGES_FEATURES,
     ),
     Stage(
         name="laion400m_images",
@@ -327,6 +358,7 @@ STAGES: Final = (
             "The TFDS dataset laion400m/images over every shard that is there: "
             "`tfds.load('laion400m/images', split='train', data_dir='DATA_ROOT/tfds')`."
         ),
+        columns=schema.IMAGES_FEATURES,
     ),
     Stage(
         name="embeddings",
@@ -392,7 +424,11 @@ STAGES: Final = (
         code_version=tfds_embeddings.CODE_VERSION,
         group="embeddings",
         kinds=frozenset({"tfrecord"}),
-        description="One shard of laion400m/embeddings: `tfds_embeddings/SHARD.tfrecord`.",
+        description=(
+            "One shard of laion400m/embeddings: `tfds_embeddings/SHARD.tfrecord`, `tf.train.Example`s. The "
+            "dataset that laion400m_embeddings publishes has the same file, as a link."
+        ),
+        columns=schema.EMBEDDINGS_FEATURES,
     ),
     Stage(
         name="laion400m_embeddings",
@@ -406,6 +442,7 @@ STAGES: Final = (
             "The TFDS dataset laion400m/embeddings over every shard that is there: "
             "`tfds.load('laion400m/embeddings', split='train', data_dir='DATA_ROOT/tfds')`."
         ),
+        columns=schema.EMBEDDINGS_FEATURES,
     ),
     Stage(
         name="image_embeddings",
@@ -434,6 +471,7 @@ STAGES: Final = (
             "`tfds_image_embeddings/SHARD.tfrecord`. It holds those pictures once more, so a build makes it "
             "only with `image_embeddings = true` under `[tfds]`."
         ),
+        columns=schema.IMAGE_EMBEDDINGS_FEATURES,
     ),
     Stage(
         name="laion400m_image_embeddings",
@@ -448,6 +486,7 @@ STAGES: Final = (
             "`tfds.load('laion400m/image_embeddings', split='train', data_dir='DATA_ROOT/tfds')`. The "
             "official class has no such config, so TFDS reads it from the files alone."
         ),
+        columns=schema.IMAGE_EMBEDDINGS_FEATURES,
     ),
     Stage(
         name="catalog",
@@ -464,7 +503,10 @@ STAGES: Final = (
         code_version=catalog.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"duckdb"}),
-        description="A DuckDB database of views over every stage: `duckdb DATA_ROOT/catalog/catalog.duckdb`.",
+        description=(
+            "A DuckDB database of views over every stage: `duckdb DATA_ROOT/catalog/catalog.duckdb`. Its "
+            "table `example_queries` says what to ask it."
+        ),
     ),
     Stage(
         name="dataset_report",
@@ -474,7 +516,12 @@ STAGES: Final = (
         code_version=dataset_report.CODE_VERSION,
         group="datasets",
         kinds=frozenset({"html"}),
-        description="Figures, plots and a contact sheet of the data set: `dataset_report/report.html`.",
+        description=(
+            "Figures, plots and a contact sheet of the data set: `dataset_report/report.html`, to open in a "
+            "browser; the figures in `report.json`, the plots in `report.png`. `runs.html` and `runs.png`: "
+            "when its pictures were downloaded, and what every stage took."
+        ),
+        pictures=_plots_of_report,
     ),
 )
 
@@ -520,6 +567,12 @@ _OF_IMAGE_EMBEDDINGS: Final = frozenset({"tfds_image_embeddings", "laion400m_ima
 def is_asked_for(stage: str, settings: Settings) -> bool:
     """Whether a build makes a stage; whoever wants one that it does not can still materialize it."""
     return settings.tfds.image_embeddings or stage not in _OF_IMAGE_EMBEDDINGS
+
+
+def upstream_of(stage: Stage) -> frozenset[str]:
+    """Stages of the same axis that a partition of this one is made from, directly or through others."""
+    found = {name for name in stage.inputs if STAGE_BY_NAME[name].axis is stage.axis}
+    return frozenset(found.union(*(upstream_of(STAGE_BY_NAME[name]) for name in found)))
 
 
 def keys_of(stage: Stage, found: Partitions) -> tuple[str, ...]:

@@ -84,6 +84,29 @@ class TfdsSettings(Policy):
     pictures that have vectors once more, as many bytes as ``images`` takes for them, and 4 kB of vectors."""
 
 
+class RecordSettings(Policy):
+    """Pictures in Dagster's records. They stay there for good: delete a partition, and they are not gone."""
+
+    overview: bool = True
+    """Record with each shard's normalized images a small plot of its outcomes, similarities and sizes."""
+    thumbnails: int = Field(default=0, ge=0, le=12)
+    """Record with them so many of its pictures, small, of those tagged UNLIKELY; LAION's tag misses two of
+    three pictures that it should not."""
+
+
+class AutomationSettings(Policy):
+    """What is noticed, and what follows from it without anybody's asking."""
+
+    interval_s: int = Field(default=60, ge=5)
+    """Seconds between two looks at the sources; what is new must lie still from one to the next."""
+    request_runs: bool = False
+    """Whether new parts, embedding shards and shards laid down are also read, planned and built."""
+    keep_current: bool = False
+    """Whether what follows from changed inputs is made again, unless the UI says otherwise."""
+    warn_after_days: int = Field(default=7, ge=0, le=3_650)
+    """Days after which the UI warns that a data set, the catalog or the report is old; 0 for never."""
+
+
 class Settings(BaseSettings):
     """Everything a user may set; ``LAION_FETCH__ATTEMPTS=3`` sets ``attempts`` of ``[fetch]``."""
 
@@ -110,7 +133,9 @@ class Settings(BaseSettings):
     image: ImagePolicy = ImagePolicy()
     embeddings: EmbeddingSettings = EmbeddingSettings()
     tfds: TfdsSettings = TfdsSettings()
+    automation: AutomationSettings = AutomationSettings()
     quality: Thresholds = Thresholds()
+    records: RecordSettings = RecordSettings()
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:
