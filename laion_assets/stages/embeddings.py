@@ -117,13 +117,13 @@ def check_embeddings(
     recipe = Recipe(
         code_version=CODE_VERSION,
         settings=fingerprint([width, thresholds.norm_tolerance, thresholds.cosine_far_share]),
-        inputs={name: _identity(path) for name, path in paths.items()},
+        inputs={name: identity_of(path) for name, path in paths.items()},
     )
 
     def write(draft: Draft) -> Tally:
         record, counts = _check(sources, width, thresholds)
         for name, path in paths.items():
-            if _identity(path) != recipe.inputs[name]:
+            if identity_of(path) != recipe.inputs[name]:
                 raise SourceUnavailable(
                     f"{path} changed while it was checked: run this again once it is whole"
                 )
@@ -176,8 +176,12 @@ def _sources_of(shard: EmbeddingShardId, source: str | None) -> Sources:
     return sources
 
 
-def _identity(path: Path) -> str:
-    """Cheap proof that a file is the one read before: where it is, its size and time of change."""
+def identity_of(path: Path) -> str:
+    """Cheap proof that a file is the one read before: where it is, its size and time of change.
+
+    Raises:
+        SourceUnavailable: if it cannot be looked at.
+    """
     try:
         status = path.stat()
     except OSError as error:

@@ -73,7 +73,7 @@ def check_part(
     recipe = Recipe(
         code_version=CODE_VERSION,
         settings=fingerprint(settings),
-        inputs={"source": _identity(location)},
+        inputs={"source": identity_of(location)},
     )
 
     def write(draft: Draft) -> Tally:
@@ -96,8 +96,12 @@ def check_part(
     return publish(layout.raw_metadata(part), recipe, write)
 
 
-def _identity(location: str) -> str:
-    """Cheap proof that a raw file is the one read before: its address, size and time of change."""
+def identity_of(location: str) -> str:
+    """Cheap proof that a raw file is the one read before: its address, size and time of change.
+
+    Raises:
+        SourceUnavailable: if it cannot be looked at.
+    """
     if location.startswith(_S3):
         return fingerprint([location, _s3_identity(location)])
     if "://" in location:
