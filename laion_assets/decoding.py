@@ -49,7 +49,7 @@ class Decoder:
 
     def __init__(self, policy: ImagePolicy) -> None:
         self._policy = policy
-        self._seats = [_Seat(policy) for _ in range(policy.workers or _cores())]
+        self._seats = [_Seat(policy) for _ in range(policy.workers or cores())]
         self._turns = asyncio.Semaphore(len(self._seats) * _ASKED_AT_ONCE)
 
     async def __aenter__(self) -> Self:
@@ -295,7 +295,8 @@ def _python_path() -> str:
     return os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 90
+START_S = 180
 
 
 def free_port() -> int:
@@ -33,8 +33,10 @@ def start_ui(settings_file: Path, port: int, log: Path) -> subprocess.Popen[byte
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + START_S
     while not answers(address_of(port)):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()  # or it would outlive the test that waits for it
+            process.wait(START_S)
+            raise AssertionError(log.read_text())
         time.sleep(0.2)
     return process
 
@@ -75,6 +77,22 @@ def launch_backfill(address: str, stages: list[str], partitions: list[str]) -> s
     return str(launched["backfillId"])
 
 
+def launch_job_backfill(address: str, job: str, partitions: list[str]) -> str:
+    """Launch a backfill of a job as the UI does; its id."""
+    repository = {"repositoryLocationName": "laion_assets", "repositoryName": "__repository__"}
+    launched = ask(
+        address,
+        "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params)"
+        " { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
+        params={
+            "selector": {"partitionSetName": f"{job}_partition_set", "repositorySelector": repository},
+            "partitionNames": partitions,
+        },
+    )["launchPartitionBackfill"]
+    assert "backfillId" in launched, launched
+    return str(launched["backfillId"])
+
+
 def launch_run(address: str, job: str, partition: str) -> str:
     """Launch a job over one partition as the UI does; the run's id."""
     launched = ask(
@@ -105,9 +123,10 @@ def backfill_status(address: str, backfill: str) -> str:
 
 
 def runs(address: str) -> list[dict[str, Any]]:
-    """Every run, newest first: id, status, tags."""
+    """Every run, newest first: id, job, status, tags."""
     query = (
-        "{ runsOrError { ... on Runs { results { runId status startTime endTime tags { key value } } } } }"
+        "{ runsOrError { ... on Runs { results"
+        " { runId jobName status startTime endTime tags { key value } } } } }"
     )
     return [
         {**run, "tags": {tag["key"]: tag["value"] for tag in run["tags"]}}

@@ -5,10 +5,14 @@ import warnings
 import dagster as dg
 
 from laion_assets.defs.assets import build_assets
+from laion_assets.defs.automation import build_automation_sensor
+from laion_assets.defs.check_jobs import build_check_jobs
 from laion_assets.defs.checks import build_checks
 from laion_assets.defs.jobs import build_jobs, build_schedule
 from laion_assets.defs.partitions import PartitionSets
+from laion_assets.defs.prune_job import PRUNE_WEEKLY, prune_records
 from laion_assets.defs.recording import Watcher
+from laion_assets.defs.sensors import build_sensor
 from laion_assets.defs.workers import attended_executor
 from laion_assets.partitions import find_partitions
 from laion_assets.settings import Settings
@@ -32,10 +36,12 @@ def build_definitions(settings: Settings, *, watcher: Watcher | None = None) -> 
 
 
 def _assemble(settings: Settings, partitions: PartitionSets, watcher: Watcher) -> dg.Definitions:
+    jobs = build_jobs(settings)
     return dg.Definitions(
         assets=build_assets(settings, partitions, watcher),
         asset_checks=build_checks(settings, partitions, watcher),
-        jobs=build_jobs(settings),
-        schedules=[build_schedule(settings)],
+        jobs=[*jobs, *build_check_jobs(settings, partitions.found), prune_records],
+        schedules=[build_schedule(settings), PRUNE_WEEKLY],
+        sensors=[build_sensor(settings, partitions, jobs), build_automation_sensor(settings)],
         executor=attended_executor,
     )

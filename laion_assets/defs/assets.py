@@ -1,12 +1,16 @@
 """One asset for each stage: it asks the stage and hands its report to Dagster."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
+from laion_assets.defs.automation import condition_of, freshness_of
+from laion_assets.defs.metadata import columns_of
 from laion_assets.defs.partitions import PartitionSets
+from laion_assets.defs.pools import pool_of
 from laion_assets.defs.recording import Watcher, materialize_partitions, materialize_whole
 from laion_assets.partitions import Axis
 from laion_assets.pipeline import STAGES, Stage
-from laion_assets.schema import describe
 from laion_assets.settings import Settings
 
 _OWNER = "team:data-sets"
@@ -27,12 +31,15 @@ def _asset(
         deps=partitions.deps(stage),
         partitions_def=partitions.definition(stage.axis),
         backfill_policy=_backfill_policy(stage, settings),
+        pool=pool_of(stage),
+        automation_condition=condition_of(stage, settings),
+        freshness_policy=freshness_of(stage, settings),
         group_name=stage.group,
         kinds=set(stage.kinds),
         owners=[_OWNER],
         description=stage.description,
         code_version=stage.code_version,
-        metadata=_column_schema(stage),
+        metadata=columns_of(stage),
     )
     if stage.axis is Axis.NONE:
 
@@ -41,8 +48,8 @@ def _asset(
 
         return declare(whole)
 
-    def partitioned(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        return materialize_partitions(context, stage, settings, watcher)
+    def partitioned(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        yield from materialize_partitions(context, stage, settings, watcher)
 
     return declare(partitioned)
 
@@ -50,19 +57,3 @@ def _asset(
 def _backfill_policy(stage: Stage, settings: Settings) -> dg.BackfillPolicy | None:
     """The same along a whole branch, so that one run takes a batch of shards through all of it."""
     return None if stage.axis is Axis.NONE else dg.BackfillPolicy.multi_run(settings.batch_shards)
-
-
-def _column_schema(stage: Stage) -> dict[str, dg.TableSchema]:
-    if stage.columns is None:
-        return {}
-    descriptions = describe(stage.columns)
-    columns = [
-        dg.TableColumn(
-            name=field.name,
-            type=str(field.type),
-            description=descriptions[field.name],
-            constraints=dg.TableColumnConstraints(nullable=field.nullable),
-        )
-        for field in stage.columns
-    ]
-    return {"dagster/column_schema": dg.TableSchema(columns=columns)}

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 from uuid import uuid4
 
 import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 
 from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
@@ -29,7 +30,7 @@ from laion_assets.pipeline import (
     keys_of,
 )
 from laion_assets.plan import find_placed
-from laion_assets.published import retryable_shards, whole_partitions
+from laion_assets.published import whole_partitions
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
 from laion_assets.space import check_room
@@ -43,13 +44,14 @@ class Request:
         shards: image shards, or None for all that the plan has.
         embedding_shards: embedding shards, or None for all that are found.
         again: go over what is done too; a stage redoes it where its inputs, settings or code changed.
-        retry_failed: ask again for pictures that failed for the moment, in shards that are done.
+        retry_failed: image shards that are done, of which to ask again for pictures that failed for the
+            moment: :func:`laion_assets.published.retryable_shards`.
     """
 
     shards: Sequence[str] | None = None
     embedding_shards: Sequence[str] | None = None
     again: bool = False
-    retry_failed: bool = False
+    retry_failed: Collection[str] = ()
 
 
 @dataclass
@@ -77,11 +79,6 @@ class Build(Watcher):
     def went_well(self) -> bool:
         """Whether nothing failed, crashed, or was blocked."""
         return not (self.failures or self.blocked or self.crashes)
-
-    def bad(self, names: Collection[str]) -> set[str]:
-        """Partitions that failed in one of these stages, or in a check that blocks what follows it."""
-        failed = {key for name, key in self.failures if name in names}
-        return failed | {key for name, _, key in self.blocked if name in names}
 
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Keep what came of a partition."""
@@ -134,16 +131,12 @@ def _build(settings: Settings, instance: dg.DagsterInstance, request: Request, d
     _refuse_unknown(request.embedding_shards, found.embedding_shards)
     if not found.shards and not found.embedding_shards:
         return
-    retried = _retried(settings, request)
     _materialize_missing(settings, instance, done, IMAGES, request)
     _materialize_missing(settings, instance, done, EMBEDDINGS, request)
     # A new embedding shard may hold vectors of any image shard.
     grown = any(name == "embedding_index" for name, _ in done.manifests)
     joined = replace(request, again=request.again or grown)
     _materialize_missing(settings, instance, done, _joined(settings), joined)
-    if retried and not joined.again:
-        again = replace(request, shards=sorted(retried), again=True)
-        _materialize_missing(settings, instance, done, _joined(settings), again)
     _materialize(settings, instance, done, _published(settings, found), {})
 
 
@@ -174,9 +167,10 @@ def _refuse_unknown(asked: Sequence[str] | None, every: Sequence[str]) -> None:
 def _missing(
     settings: Settings, instance: dg.DagsterInstance, chain: Sequence[str], request: Request
 ) -> set[str]:
-    """Partitions that were asked for and lack files, or a record in Dagster, in one of the stages."""
+    """Partitions asked for that lack files, or a record in Dagster, in one of the stages, or are retried."""
     stages = [STAGE_BY_NAME[name] for name in chain]
-    asked = {Axis.SHARD: request.shards, Axis.EMBEDDING_SHARD: request.embedding_shards}.get(stages[0].axis)
+    axis = stages[0].axis
+    asked = {Axis.SHARD: request.shards, Axis.EMBEDDING_SHARD: request.embedding_shards}.get(axis)
     keys = set(keys_of(stages[0], find_partitions(settings)))
     keys = keys if asked is None else keys & set(asked)
     if request.again or not keys:
@@ -186,13 +180,8 @@ def _missing(
         & instance.get_materialized_partitions(dg.AssetKey(stage.name))
         for stage in stages
     ]
-    missing = keys.difference(frozenset.intersection(*done))
-    return missing | (keys & _retried(settings, request)) if chain == IMAGES else missing
-
-
-def _retried(settings: Settings, request: Request) -> frozenset[str]:
-    """Shards that are gone over to retry what failed."""
-    return retryable_shards(settings.layout) if request.retry_failed else frozenset()
+    retried = keys.intersection(request.retry_failed) if axis is Axis.SHARD else set()
+    return retried | keys.difference(frozenset.intersection(*done))
 
 
 def _materialize_missing(
@@ -208,11 +197,6 @@ def _materialize_missing(
     retry = {RETRY_TAG: "true"} if request.retry_failed else {}
     for batch in batches(every, missing, settings.batch_shards):
         _materialize(settings, instance, done, chain, retry | range_tags(batch))
-        # A bad shard ends its run for the whole batch; the others go on in runs without it.
-        good = set(batch) - done.bad(chain)
-        if len(good) < len(batch):
-            for rest in batches(every, good, settings.batch_shards):
-                _materialize(settings, instance, done, chain, retry | range_tags(rest))
 
 
 def _materialize(
@@ -222,17 +206,16 @@ def _materialize(
     names: Sequence[str],
     tags: dict[str, str],
 ) -> None:
-    definitions = build_definitions(settings, watcher=done)
-    result = dg.materialize(
-        cast("list[dg.AssetsDefinition]", [*(definitions.assets or ()), *(definitions.asset_checks or ())]),
-        selection=dg.AssetSelection.assets(*names),
-        instance=instance,
+    job = build_definitions(settings, watcher=done).resolve_implicit_global_asset_job_def()
+    run = instance.create_run_for_job(
+        job,
+        asset_selection={dg.AssetKey(name) for name in names},
         # Nobody but this build can go on with its runs.
         tags={**tags, BUILD_TAG: done.name, "dagster/max_retries": "0"},
         # Failures are in `done` and in the instance; a traceback of each would only bury them.
-        raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+    result = execute_run(InMemoryJob(job), run, instance)
     for event in result.all_events:
         failure = event.step_failure_data if event.is_step_failure else None
         # A Failure names partitions that `done` has already; anything else is a crash.

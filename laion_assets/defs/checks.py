@@ -1,15 +1,22 @@
 """Every quality rule as an asset check, recorded for each partition."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 
+from laion_assets.defs.failures import failure_of, lost_partitions
 from laion_assets.defs.partitions import PartitionSets, keys_of_run
 from laion_assets.defs.recording import Watcher
 from laion_assets.formats.publish import read_manifest
-from laion_assets.pipeline import STAGES, Stage
+from laion_assets.pipeline import STAGES, Stage, upstream_of
 from laion_assets.quality.checks import Rule, Verdict, evaluate, rules_of
 from laion_assets.settings import Settings
+
+Targets = Mapping[str, AssetCheckEvaluationTargetMaterializationData]
+"""Partition -> the materialization that a verdict on it is about."""
 
 
 def build_checks(
@@ -41,41 +48,57 @@ def _checks(
     )
     def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         keys = keys_of_run(dict(context.run.tags), definition) or [stage.name]
-        there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
+        lost = lost_partitions(context.op_execution_context, upstream_of(stage) | {stage.name})
+        left_out = {key: lost[key] for key in keys if key in lost}
+        there = [
+            key
+            for key in keys
+            if key not in left_out and read_manifest(stage.output(settings.layout, key)) is not None
+        ]
+        targets = latest_materializations(context.instance, stage.name, there)
+        blocked: dict[str, str] = {}
         for name in sorted(key.name for key in context.selected_asset_check_keys):
-            verdicts = {key: evaluate(rules[name], settings.layout, settings.quality, key) for key in there}
+            rule = rules[name]
+            verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
             for key, verdict in verdicts.items():
-                watcher.check_ended(rules[name], key, verdict)
-            yield _record(context, rules[name], verdicts, single=len(keys) == 1)
+                watcher.check_ended(rule, key, verdict)
+            bad = _blocked(rule, verdicts)
+            blocked = bad | blocked
+            if bad and bad.keys() == verdicts.keys():
+                # Under our executor it is the missing output that blocks what follows, and no failed result.
+                _record(context, rule, verdicts, targets)
+            elif len(keys) == 1 and verdicts:
+                yield _result(rule, verdicts[keys[0]])
+            else:
+                _record(context, rule, verdicts, targets)
+                yield _result_of_all(rule, verdicts)
+        if blocked or left_out:
+            raise failure_of(f"checks of {stage.name}", stage.name, keys, blocked, left_out)
 
     return checks
 
 
-def _record(
-    context: dg.AssetCheckExecutionContext, rule: Rule, verdicts: dict[str, Verdict], *, single: bool
-) -> dg.AssetCheckResult:
-    """In a run over many partitions, record each verdict, and return what holds of all."""
-    if single and verdicts:
-        (verdict,) = verdicts.values()
-        return dg.AssetCheckResult(
-            asset_key=rule.stage,
-            check_name=rule.name,
-            passed=verdict.passed,
-            severity=_severity(rule),
-            metadata=_metadata(verdict),
-        )
-    for key, verdict in verdicts.items():
-        evaluation = dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey(rule.stage),
-            check_name=rule.name,
-            passed=verdict.passed,
-            severity=_severity(rule),
-            metadata=_metadata(verdict),
-            partition=key,
-            blocking=rule.blocking,
-        )
-        # Dagster 1.13.27 takes evaluations here, though its annotation does not say so.
-        context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
+def _blocked(rule: Rule, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    """Partitions that the rule blocks, and why."""
+    return {
+        key: f"check {rule.name} failed and blocks: {'; '.join(verdict.examples)}"
+        for key, verdict in verdicts.items()
+        if rule.blocking and not verdict.passed
+    }
+
+
+def _result(rule: Rule, verdict: Verdict) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=rule.stage,
+        check_name=rule.name,
+        passed=verdict.passed,
+        severity=_severity(rule),
+        metadata=_metadata(verdict),
+    )
+
+
+def _result_of_all(rule: Rule, verdicts: Mapping[str, Verdict]) -> dg.AssetCheckResult:
+    """What holds of all partitions of a run over many: Dagster takes one result, and for no partition."""
     failed = [key for key, verdict in verdicts.items() if not verdict.passed]
     return dg.AssetCheckResult(
         asset_key=rule.stage,
@@ -86,14 +109,71 @@ def _record(
     )
 
 
+def _record(
+    context: dg.AssetCheckExecutionContext, rule: Rule, verdicts: Mapping[str, Verdict], targets: Targets
+) -> None:
+    """Record each verdict under its own partition."""
+    for key, verdict in verdicts.items():
+        evaluation = evaluation_of(rule, key, verdict, targets.get(key))
+        # Dagster 1.13.27 takes evaluations here, though its annotation does not say so.
+        context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
+
+
+def latest_materializations(instance: dg.DagsterInstance, stage: str, keys: Sequence[str]) -> Targets:
+    """What verdicts on these partitions are about; Dagster takes those on anything else for outdated."""
+    asset = dg.AssetKey(stage)
+    if list(keys) == [stage]:
+        newest = instance.fetch_materializations(asset, limit=1).records
+        return {stage: _target(newest[0])} if newest else {}
+    latest = instance.event_log_storage.get_latest_storage_id_by_partition(
+        asset, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
+    )
+    wanted = dg.AssetRecordsFilter(asset_key=asset, storage_ids=list(latest.values()))
+    records = instance.fetch_materializations(wanted, limit=len(latest)).records if latest else []
+    return {record.partition_key: _target(record) for record in records if record.partition_key is not None}
+
+
+def _target(record: dg.EventLogRecord) -> AssetCheckEvaluationTargetMaterializationData:
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+    )
+
+
 def _severity(rule: Rule) -> dg.AssetCheckSeverity:
     return dg.AssetCheckSeverity.ERROR if rule.blocking else dg.AssetCheckSeverity.WARN
 
 
 def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue]:
+    """Figures by themselves, since the UI plots what is a number, and nothing within a JSON value."""
     return {
+        **{name: dg.MetadataValue.float(float(figure)) for name, figure in verdict.figures.items()},
         "rows": dg.MetadataValue.int(verdict.rows),
         "offending": dg.MetadataValue.int(verdict.offending),
-        "examples": dg.MetadataValue.json(list(verdict.examples)),
-        "figures": dg.MetadataValue.json(dict(verdict.figures)),
+        "offenders": dg.MetadataValue.json(list(verdict.examples)),
     }
+
+
+def evaluation_of(
+    rule: Rule,
+    key: str,
+    verdict: Verdict,
+    target: AssetCheckEvaluationTargetMaterializationData | None = None,
+) -> dg.AssetCheckEvaluation:
+    """A verdict as Dagster records it.
+
+    Args:
+        rule: the rule.
+        key: partition key; the stage's own name where it has no partitions.
+        verdict: what it found.
+        target: the materialization that it is about, if Dagster knows of one.
+    """
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(rule.stage),
+        check_name=rule.name,
+        passed=verdict.passed,
+        severity=_severity(rule),
+        metadata=_metadata(verdict),
+        partition=None if key == rule.stage else key,
+        blocking=rule.blocking,
+        target_materialization_data=target,
+    )

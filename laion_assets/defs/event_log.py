@@ -74,11 +74,41 @@ class SqliteEventLog(SqliteEventLogStorage):
         if engine := self._engines.pop(shard, None):
             engine.dispose()
 
+    def delete_events(self, run_id: str) -> None:
+        """A run's events, and the file that they were in, which Dagster's own storage leaves behind."""
+        super().delete_events(run_id)
+        with self._db_lock:
+            self._forget(run_id)
+            self._initialized_dbs.discard(run_id)
+            for suffix in ("", "-wal", "-shm"):
+                Path(self.path_for_shard(run_id) + suffix).unlink(missing_ok=True)
+
     def has_table(self, table_name: str) -> bool:
         """Whether the index has a table; asked for every event."""
         if table_name not in self._tables and super().has_table(table_name):
             self._tables.add(table_name)
         return table_name in self._tables
+
+    @property
+    def can_store_asset_failure_events(self) -> bool:
+        """Yes, which Dagster's own storages do not: the UI shows on a partition's page why it failed."""
+        return True
+
+    def fetch_failed_materializations(
+        self,
+        records_filter: dg.AssetKey | dg.AssetRecordsFilter,
+        limit: int,
+        cursor: str | None = None,
+        ascending: bool = False,
+    ) -> dg.EventRecordsResult:
+        """Why partitions of an asset failed, as Dagster fetches its materializations."""
+        if isinstance(records_filter, dg.AssetKey):
+            records_filter = dg.AssetRecordsFilter(records_filter)
+        wanted = records_filter.to_event_records_filter(
+            dg.DagsterEventType.ASSET_FAILED_TO_MATERIALIZE, cursor, ascending
+        )
+        found: dg.EventRecordsResult = self._get_event_records_result(wanted, limit, cursor, ascending)
+        return found
 
     def dispose(self) -> None:
         """Close what is open."""

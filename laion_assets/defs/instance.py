@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from laion_assets.defs.pools import set_limits
 from laion_assets.errors import SettingsError
 from laion_assets.formats.durable import naming_storage_errors, write_durably
 from laion_assets.settings import Settings
@@ -39,6 +40,7 @@ def prepare_home(home: Path) -> Path:
                 write_durably(home / "dagster.yaml", (files("laion_assets") / "dagster.yaml").read_bytes())
             with open_instance(home) as instance:
                 instance.get_run_records(limit=1)
+                set_limits(instance)
     return home
 
 

@@ -14,6 +14,7 @@ from laion_assets.settings import Settings
 
 _JOBS = {
     "read_parts": (PARTS, "Read raw parts"),
+    "plan_shards": (("shard_plan",), "Append new parts, and shards laid down by img2dataset, to the plan"),
     "build_shards": (IMAGES, "Take image shards through the whole branch"),
     "build_embedding_shards": (EMBEDDINGS, "Take embedding shards through the whole branch"),
     "publish_datasets": (

@@ -66,11 +66,21 @@ def range_tags(keys: Iterable[str]) -> dict[str, str]:
 
 
 def keys_of_run(tags: dict[str, str], definition: dg.PartitionsDefinition | None) -> list[str] | None:
-    """Partition keys that a run was asked for; None where the asset has no partitions."""
+    """Partition keys that a run was asked for; None where the asset has no partitions.
+
+    Raises:
+        dagster.Failure: if it was asked for none.
+    """
     if definition is None:
         return None
     if (key := tags.get("dagster/partition")) is not None:
         return [key]
+    if "dagster/asset_partition_range_start" not in tags:
+        raise dg.Failure(
+            "no partition was chosen, and 'Execute all' of an asset's checks lets nobody choose one: launch "
+            "check_parts, check_shards or check_embedding_shards from the jobs",
+            allow_retries=False,
+        )
     bounds = dg.PartitionKeyRange(
         tags["dagster/asset_partition_range_start"], tags["dagster/asset_partition_range_end"]
     )

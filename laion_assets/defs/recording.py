@@ -1,6 +1,6 @@
 """What Dagster is told of a partition: events, versions, metadata. Text of the data set is never markup."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import dagster as dg
@@ -14,13 +14,15 @@ from dagster._core.definitions.data_version import (
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
+from laion_assets.defs.failures import failure_of, lost_partitions, report_partition
+from laion_assets.defs.metadata import metadata_of
 from laion_assets.defs.workers import end_with_parent
 from laion_assets.download_progress import DownloadProgress, Follow, every
 from laion_assets.errors import DiskFull, LaionAssetsError
 from laion_assets.formats.publish import Manifest, done
-from laion_assets.pipeline import Stage
+from laion_assets.pipeline import Stage, upstream_of
 from laion_assets.quality.checks import Rule, Verdict
-from laion_assets.quality.text import printable
+from laion_assets.quality.text import printable, with_printable_errors
 from laion_assets.settings import Settings
 from laion_assets.space import check_room
 
@@ -55,49 +57,61 @@ _NO_VERSION: Final = "none"
 _ALREADY_RECORDED: Final = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 
 
+@with_printable_errors
 def materialize_partitions(
     context: dg.AssetExecutionContext, stage: Stage, settings: Settings, watcher: Watcher
-) -> dg.MaterializeResult:
-    """Run a stage over the partitions of this run; one that fails does not take the others with it.
+) -> Iterator[dg.MaterializeResult]:
+    """Run a stage over the partitions of this run; one that fails takes only itself down.
+
+    What failed in a stage before, or in a check of it that blocks, is left out, whatever older files it has.
+    The others are handed on, as long as there are any.
 
     Raises:
-        dagster.Failure: at the end, if any partition failed; it names each with its reason.
+        dagster.Failure: at the end, if any partition failed or was left out; it names each with its reason.
     """
     end_with_parent()
-    failures: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    lost = lost_partitions(context.op_execution_context, upstream_of(stage))
+    left_out = {key: lost[key] for key in context.partition_keys if key in lost}
+    for key, reason in left_out.items():
+        report_partition(context, key, reason, left_out=True)
     seen = _latest_events(stage, context.instance)
-    undone = [key for key in context.partition_keys if done(stage.output(settings.layout, key)) is None]
-    try:
-        check_room(settings, {stage.name: len(undone)})
-    except DiskFull as error:
-        for key in undone:
-            watcher.partition_ended(stage, key, error)
-        raise dg.Failure(description=f"{stage.name}: {error}", allow_retries=False) from error
-    for key in context.partition_keys:
+    wanted = [key for key in context.partition_keys if key not in left_out]
+    full = _room(stage, settings, wanted)
+    for key in wanted:
         try:
+            if key in full:
+                raise full[key]
             manifest = _run(context, stage, settings, key, watcher)
+            metadata = metadata_of(stage, settings, manifest)
         except (LaionAssetsError, OSError) as error:
-            failures[key] = printable(str(error), _MESSAGE_CHARACTERS)
-            context.log.warning("%s %s: %s", stage.name, key, failures[key])
+            failed[key] = printable(str(error), _MESSAGE_CHARACTERS)
+            report_partition(context, key, failed[key])
             watcher.partition_ended(stage, key, error)
             continue
         context.log_event(
             dg.AssetMaterialization(
                 asset_key=context.asset_key,
                 partition=key,
-                metadata=_metadata(manifest),
+                metadata=metadata,
                 tags=_version_tags(stage, manifest, seen),
             )
         )
         watcher.partition_ended(stage, key, manifest)
-    if failures:
-        reasons = "; ".join(f"{key}: {message}" for key, message in list(failures.items())[:5])
-        raise dg.Failure(
-            description=f"{stage.name} failed on {len(failures)} of {len(context.partition_keys)}: {reasons}",
-            metadata={"failed partitions": dg.MetadataValue.json(failures)},
-            allow_retries=False,
-        )
-    return dg.MaterializeResult(metadata=_ALREADY_RECORDED)
+    if len(failed) < len(wanted):
+        yield dg.MaterializeResult(metadata=_ALREADY_RECORDED)
+    if failed or left_out:
+        raise failure_of(stage.name, stage.name, context.partition_keys, failed, left_out)
+
+
+def _room(stage: Stage, settings: Settings, wanted: Sequence[str]) -> dict[str, DiskFull]:
+    """Partitions for which the disk has no room: none, or all that are still to be made."""
+    undone = [key for key in wanted if done(stage.output(settings.layout, key)) is None]
+    try:
+        check_room(settings, {stage.name: len(undone)})
+    except DiskFull as error:
+        return dict.fromkeys(undone, error)
+    return {}
 
 
 def _run(
@@ -122,6 +136,7 @@ def _follower(context: dg.AssetExecutionContext, stage: Stage, key: str, watcher
     return follow
 
 
+@with_printable_errors
 def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.MaterializeResult:
     """Run a stage that has no partitions.
 
@@ -131,6 +146,7 @@ def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.
     end_with_parent()
     try:
         manifest = stage.run(settings, stage.name)
+        metadata = metadata_of(stage, settings, manifest)
     except (LaionAssetsError, OSError) as error:
         watcher.partition_ended(stage, stage.name, error)
         raise dg.Failure(
@@ -138,7 +154,7 @@ def materialize_whole(stage: Stage, settings: Settings, watcher: Watcher) -> dg.
         ) from error
     watcher.partition_ended(stage, stage.name, manifest)
     return dg.MaterializeResult(
-        metadata=_metadata(manifest), data_version=dg.DataVersion(_data_version(stage, manifest))
+        metadata=metadata, data_version=dg.DataVersion(_data_version(stage, manifest))
     )
 
 
@@ -176,18 +192,3 @@ def _version_tags(stage: Stage, manifest: Manifest, seen: Mapping[str, str]) -> 
         tags[get_input_data_version_tag(key)] = manifest.recipe.inputs.get(name, _NO_VERSION)
         tags[get_input_event_pointer_tag(key)] = event
     return tags
-
-
-def _metadata(manifest: Manifest) -> Mapping[str, dg.MetadataValue]:
-    return {
-        "dagster/row_count": dg.MetadataValue.int(manifest.rows),
-        "counts": dg.MetadataValue.json(dict(manifest.counts)),
-        "bytes": dg.MetadataValue.int(manifest.bytes),
-        "seconds": dg.MetadataValue.float(manifest.seconds),
-        "files": dg.MetadataValue.json(
-            {
-                name: {"bytes": record.bytes, "checksum": record.name}
-                for name, record in manifest.files.items()
-            }
-        ),
-    }

@@ -22,6 +22,7 @@ from dagster._core.events import DagsterEvent
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
@@ -57,7 +58,7 @@ def is_attended(home: Path, run: dg.DagsterRun) -> bool:
     """Whether the process that executes a run lives, as :func:`attended` proves it."""
     lock = _lock_of(home, run.tags.get(BUILD_TAG, run.run_id))
     try:
-        with lock.open() as file:
+        with lock.open("r+") as file:  # NFS locks alone only what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.unlink(missing_ok=True)  # of a process that was killed
     except BlockingIOError:
@@ -114,9 +115,14 @@ class _AttendedExecutor(InProcessExecutor):
 def attended_executor(_: dg.InitExecutorContext) -> InProcessExecutor:
     """All steps of a run in one process, which proves that it lives.
 
-    Parallelism belongs inside a stage; a process for each step would cost 12 CPU seconds a run.
+    Parallelism belongs inside a stage; a process for each step would cost 12 CPU seconds a run. A step begins
+    once those before it have handed on what it needs, also if they fail after that: they do where some
+    partitions failed, and the others are to go on.
     """
-    return _AttendedExecutor(retries=RetryMode.ENABLED)
+    return _AttendedExecutor(
+        retries=RetryMode.ENABLED,
+        step_dependency_config=StepDependencyConfig(require_upstream_step_success=False),
+    )
 
 
 class AttendedRunLauncher(DefaultRunLauncher):

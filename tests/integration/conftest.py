@@ -10,6 +10,7 @@ import pytest
 from laion_assets.defs.build import Request, build
 from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.defs.recording import Watcher
+from laion_assets.published import retryable_shards
 from laion_assets.settings import Settings
 
 # Read at import, before the fixture that clears the environment.
@@ -63,9 +64,11 @@ def cli(demo):
 def build_all(tmp_path, monkeypatch):
     """Build everything below ``tmp_path / 'laion.toml'`` through Dagster, in this process."""
 
-    def run(text: str, watcher=None, **request):
+    def run(text: str, watcher=None, *, retry_failed=False, **request):
         (tmp_path / "laion.toml").write_text(text)
         settings = Settings.load(tmp_path / "laion.toml")
+        if retry_failed:
+            request["retry_failed"] = retryable_shards(settings.layout)
         monkeypatch.setenv("DAGSTER_HOME", str(settings.dagster_home))
         with open_instance(prepare_home(settings.dagster_home)) as instance:
             return settings, build(settings, instance, Request(**request), watcher or Watcher())

@@ -5,6 +5,7 @@ import shutil
 from xml.etree import ElementTree as ET
 
 import dagster as dg
+import duckdb
 import pytest
 from PIL import Image
 
@@ -13,6 +14,9 @@ from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES
 from laion_assets.quality.checks import rules_of
 from laion_assets.settings import Settings
+
+# The one thing that is markup: what the project drew itself.
+_PICTURE = re.compile(r"!\[[a-z ]+\]\(data:image/png;base64,[A-Za-z0-9+/=]+\)")
 
 
 @pytest.fixture
@@ -72,7 +76,9 @@ def test_materializations_carry_versions_counts_and_no_markup(settings):
             assert materialization.tags["dagster/code_version"] == stage.code_version
             assert materialization.metadata["dagster/row_count"].value >= 0
             for value in materialization.metadata.values():
-                assert not isinstance(value, dg.MarkdownMetadataValue | dg.UrlMetadataValue)
+                assert not isinstance(value, dg.UrlMetadataValue)
+                if isinstance(value, dg.MarkdownMetadataValue):
+                    assert _PICTURE.fullmatch(value.value)
 
 
 def test_status_says_everything_is_done(cli, settings):
@@ -159,3 +165,26 @@ def test_a_file_that_was_deleted_is_made_again_by_the_next_build(copy, tmp_path,
     assert result.returncode == 0, result.stderr
     assert target.read_bytes() == before
     assert re.search(r"what is missing will take about .*; .* are free", result.stdout)
+
+
+def test_what_is_recorded_of_shards_and_report_has_pictures_and_figures(settings):
+    with open_instance(settings.dagster_home) as instance:
+        shard = instance.get_latest_materialization_event(dg.AssetKey("normalized_images"))
+        report = instance.get_latest_materialization_event(dg.AssetKey("dataset_report"))
+    found = shard.asset_materialization.metadata
+    assert {name for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)} == {
+        "overview", "pictures",
+    }  # fmt: skip
+    assert found["rows per second"].value > 0
+    assert len(shard.to_json()) < 40_000
+    found = report.asset_materialization.metadata
+    assert {name for name, value in found.items() if isinstance(value, dg.MarkdownMetadataValue)} == {
+        "data set", "runs",
+    }  # fmt: skip
+    assert len(report.to_json()) < 400_000
+
+
+def test_the_catalogs_example_queries_find_something(settings):
+    with duckdb.connect(str(settings.layout.catalog().only), read_only=True) as catalog:
+        for question, query in catalog.execute("SELECT question, query FROM example_queries").fetchall():
+            assert catalog.execute(query).fetchall(), question

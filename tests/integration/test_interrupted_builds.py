@@ -169,9 +169,16 @@ def test_new_settings_redo_only_what_they_change(build_all, tmp_path, web):
     )
 
 
-def stale(settings, instance, key):
-    """Stages whose partition Dagster calls stale."""
-    graph = build_definitions(settings).resolve_asset_graph()
+def stale(settings, instance, key, *, newer=None):
+    """Stages whose partition Dagster calls stale, if the code of one is newer."""
+
+    def code(spec):
+        return spec.replace_attributes(code_version="newer") if spec.key == dg.AssetKey(newer) else spec
+
+    assets = build_definitions(settings).assets
+    if newer is not None:
+        assets = [asset.map_asset_specs(code) for asset in assets]
+    graph = dg.Definitions(assets=assets).resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     return {
         stage.name
@@ -198,6 +205,14 @@ def test_staleness_follows_content_in_each_partition(build_all, tmp_path, web):
             assert dg.materialize(images, instance=instance, partition_key="00001").success
             assert stale(changed, instance, "00001") == expected
             assert stale(changed, instance, "00000") == set()
+
+
+def test_newer_code_makes_every_partition_of_its_stage_stale_and_no_other(build_all, tmp_path, web):
+    write_part(tmp_path / "raw", "part-0.parquet", web, 10)
+    settings, _ = build_all(SETTINGS)
+    with open_instance(settings.dagster_home) as instance:
+        for key in ("00000", "00001"):
+            assert stale(settings, instance, key, newer="normalized_images") == {"normalized_images"}
 
 
 def test_versions_follow_content_through_the_chain(build_all, tmp_path, web):

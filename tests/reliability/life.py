@@ -178,7 +178,7 @@ def digests(folder: Path) -> dict[str, str]:
 
     The catalog is left out: DuckDB writes other bytes each time; and so are logs, which hold times.
     """
-    logs = ("_stats.json", ".requests")
+    logs = ("_stats.json", ".requests", "runs.html", "runs.png")
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

@@ -21,6 +21,8 @@ from served_ui import (
     start_ui,
 )
 
+from laion_assets.defs.instance import open_instance, prepare_home
+from laion_assets.defs.pools import NETWORK
 from laion_assets.demo.pictures import Encoding, Picture
 from laion_assets.demo.scenes import Scene
 from laion_assets.demo.web import DemoWeb, Fault
@@ -159,10 +161,19 @@ def stack(tmp_path_factory):
         pq.write_table(pa.Table.from_pylist(rows, schema=RAW), folder / "raw" / "part-0.parquet")
         (folder / "laion.toml").write_text(SETTINGS)
         plan(folder)
+        download_side_by_side(folder)
         stack = Stack(folder, web)
         stack.start()
         yield stack
         stack.stop()
+
+
+def download_side_by_side(folder):
+    """Let two runs download at once, on however few cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(folder))  # which preparing sets, restored at the end
+        with open_instance(prepare_home(folder / "dagster_home")) as instance:
+            instance.event_log_storage.set_concurrency_slots(NETWORK, 2)
 
 
 def plan(folder):

@@ -1,3 +1,4 @@
+import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,3 +27,8 @@ def test_batches_are_as_few_as_can_be():
 @pytest.mark.parametrize("keys", [["00003"], ["00003", "00004"]])
 def test_an_unpartitioned_asset_has_no_keys(keys):
     assert keys_of_run(range_tags(keys), None) is None
+
+
+def test_a_run_over_no_partition_is_told_what_to_launch():
+    with pytest.raises(dg.Failure, match="check_shards"):
+        keys_of_run({"dagster/run": "other tags"}, SETS.definition(Axis.SHARD))
