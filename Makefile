@@ -4,6 +4,7 @@
 # make ui      Dagster's UI on 127.0.0.1
 # make bench-download   measure downloading, ours and img2dataset's (bench-download-quick: does it work?)
 # make bench-tfds       measure making TFDS shards, ours and the official builder's (bench-tfds-quick: as above)
+# make plan    what all of LAION-400M would take, from what was measured
 # make bench-orchestration   measure Dagster itself with 100,000 shards (bench-orchestration-quick: as above)
 # make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick lock clean
+.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick plan lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -59,6 +60,9 @@ bench-orchestration: $(VENV)/dev
 bench-orchestration-quick: $(VENV)/dev
 	$(BIN)/python -m benchmarks.orchestration --quick
 
+plan: $(VENV)/runtime
+	$(BIN)/python -m benchmarks.plan --output benchmarks/results/plan.json
+
 # What we are measured beside, apart, since its versions of numpy, pandas, OpenCV or TensorFlow are its own.
 .venv-%/done: requirements/%.txt | $(VENV)/bin/python
 	@$(BIN)/python -m venv .venv-$*
@@ -98,6 +102,8 @@ lock:
 		$(RESOLVE) pyproject.toml requirements/build.in -o requirements/$$extra.txt \
 			$$(test $$extra = dev && echo "--all-extras -c requirements/runtime.txt"); \
 	done
+	$(RESOLVE) pyproject.toml requirements/build.in requirements/deploy.in --extra postgres \
+		-c requirements/runtime.txt -o requirements/deploy.txt
 	for peer in img2dataset tfds-official; do \
 		$(RESOLVE) requirements/$$peer.in -o requirements/$$peer.txt; \
 	done
