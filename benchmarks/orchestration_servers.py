@@ -159,6 +159,7 @@ def serving_postgres() -> Iterator[str | None]:
         )  # fmt: skip
         if made.returncode:
             raise Failed(f"initdb ended with {made.returncode}: {made.stderr[-1_000:]}")
+        (REPOSITORY / ".bench").mkdir(exist_ok=True)
         command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", name]
         with (REPOSITORY / ".bench" / "postgres.log").open("wb") as log:
             server = subprocess.Popen(command, cwd=name, stdout=log, stderr=log, **run)
