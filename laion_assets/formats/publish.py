@@ -431,7 +431,12 @@ def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafte
     for name in (*drafted, draft.name):
         sync_file(output.draft / name)
     if drafted:
-        if [path for path in {output.manifest, output.older_manifest} if _unlinked(path)]:
+        manifests = (output.manifest, output.older_manifest)
+        # A run that was killed may have removed the manifest of files that are there, and not synced that.
+        is_replaced = any(path.exists() for path in (*manifests, *map(output.path, drafted)))
+        for path in manifests:
+            path.unlink(missing_ok=True)
+        if is_replaced:
             sync_folder(output.folder)
         for name in drafted:
             (output.draft / name).replace(output.path(name))
@@ -441,15 +446,6 @@ def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafte
         output.older_manifest.unlink(missing_ok=True)
     sync_folder(output.folder)
     return manifest
-
-
-def _unlinked(path: Path) -> bool:
-    """Remove a file; whether it was there."""
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, started: float) -> Manifest:
