@@ -22,8 +22,8 @@ from rich.text import Text
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, LaionAssetsError, MissingInput, SettingsError
 from laion_assets.layout import ShardId
-from laion_assets.quality.text import MESSAGE_CHARACTERS, printable, with_printable_errors
 from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
+from laion_assets.text import MESSAGE_CHARACTERS, printable, with_printable_errors
 
 if TYPE_CHECKING:
     from laion_assets.defs.build import Build

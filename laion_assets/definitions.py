@@ -3,8 +3,8 @@
 import dagster as dg
 
 from laion_assets.defs.assembly import build_definitions
-from laion_assets.quality.text import with_printable_errors
 from laion_assets.settings import Settings
+from laion_assets.text import with_printable_errors
 
 
 @dg.definitions

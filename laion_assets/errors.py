@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from laion_assets.quality.text import MESSAGE_CHARACTERS, unlinked
+from laion_assets.text import MESSAGE_CHARACTERS, unlinked
 
 
 class LaionAssetsError(Exception):

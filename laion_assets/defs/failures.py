@@ -18,7 +18,7 @@ from dagster._core.definitions.events import (
 )
 from dagster._core.events import DagsterEvent, DagsterEventType
 
-from laion_assets.quality.text import printable
+from laion_assets.text import printable
 
 # A step's failure is recorded with the reasons of all its partitions, and each later step's with them again.
 _REASON_CHARACTERS: Final = 500

@@ -1,22 +1,31 @@
 """Jobs that a person launches from the UI, over a range of shards or the datasets; and a schedule."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from laion_assets.defs.partitions import range_tags
 from laion_assets.defs.recording import RETRY_TAG
-from laion_assets.partitions import batches, find_partitions
+from laion_assets.partitions import Axis, batches, find_partitions
 from laion_assets.pipeline import EMBEDDINGS, IMAGES, PARTS, PUBLICATION, is_asked_for
 from laion_assets.published import retryable_shards
 from laion_assets.settings import Settings
 
+PLAN_JOB: Final = "plan_shards"
+JOB_OF: Final = {
+    Axis.PART: "read_parts",
+    Axis.SHARD: "build_shards",
+    Axis.EMBEDDING_SHARD: "build_embedding_shards",
+}
+"""Axis -> the job that takes its partitions."""
+
 _JOBS = {
-    "read_parts": (PARTS, "Read raw parts"),
-    "plan_shards": (("shard_plan",), "Append new parts, and shards laid down by img2dataset, to the plan"),
-    "build_shards": (IMAGES, "Take image shards through the whole branch"),
-    "build_embedding_shards": (EMBEDDINGS, "Take embedding shards through the whole branch"),
+    JOB_OF[Axis.PART]: (PARTS, "Read raw parts"),
+    PLAN_JOB: (("shard_plan",), "Append new parts, and shards laid down by img2dataset, to the plan"),
+    JOB_OF[Axis.SHARD]: (IMAGES, "Take image shards through the whole branch"),
+    JOB_OF[Axis.EMBEDDING_SHARD]: (EMBEDDINGS, "Take embedding shards through the whole branch"),
     "publish_datasets": (
         PUBLICATION,
         "Publish what is there as TFDS datasets, with the catalog and the report",

@@ -22,9 +22,9 @@ from laion_assets.errors import DiskFull, LaionAssetsError
 from laion_assets.formats.publish import Manifest, done
 from laion_assets.pipeline import Stage, upstream_of
 from laion_assets.quality.checks import Rule, Verdict
-from laion_assets.quality.text import printable, with_printable_errors
 from laion_assets.settings import Settings
 from laion_assets.space import check_room
+from laion_assets.text import printable, with_printable_errors
 
 # Why a partition is not there: its files are not right, or the disk, the folder or the limits are not.
 Refusal = LaionAssetsError | OSError

@@ -14,6 +14,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, RunsFilter
 from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from laion_assets.defs.checks import evaluation_of
+from laion_assets.defs.jobs import JOB_OF, PLAN_JOB
 from laion_assets.defs.partitions import PartitionSets, range_tags
 from laion_assets.discovery import NO_IDENTITY, Discovery, discover
 from laion_assets.errors import LaionAssetsError
@@ -21,17 +22,10 @@ from laion_assets.formats.publish import done
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.partitions import Axis, Partitions, batches, find_partitions
 from laion_assets.quality.checks import evaluate, rules_of
-from laion_assets.quality.text import printable
 from laion_assets.settings import Settings
+from laion_assets.text import printable
 
 Event = dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation
-
-_PLAN: Final = "plan_shards"
-_JOB_OF: Final = {
-    Axis.PART: "read_parts",
-    Axis.SHARD: "build_shards",
-    Axis.EMBEDDING_SHARD: "build_embedding_shards",
-}
 
 # What is beyond these waits: a tick stays short, and its cursor small.
 _MOST_RUNS: Final = 10
@@ -68,7 +62,7 @@ def build_sensor(
 
     @dg.sensor(
         name="watch_sources",
-        jobs=[job for job in jobs if job.name in (_PLAN, *_JOB_OF.values())],
+        jobs=[job for job in jobs if job.name in (PLAN_JOB, *JOB_OF.values())],
         minimum_interval_seconds=settings.automation.interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
@@ -126,8 +120,8 @@ class _Tick:
                 for key, identity in self._before.asked.get(job, {}).items()
                 if self._new[axis].get(key) == identity
             }
-            for axis, job in _JOB_OF.items()
-        } | {_PLAN: dict(self._before.asked.get(_PLAN, {}))}
+            for axis, job in JOB_OF.items()
+        } | {PLAN_JOB: dict(self._before.asked.get(PLAN_JOB, {}))}
         self._said: list[str] = []
 
     def result(self) -> dg.SensorResult:
@@ -137,7 +131,7 @@ class _Tick:
         unknown = self._unknown()
         requests = [] if unknown else list(self._requests())
         memory = _Memory(
-            seen={job: self._to_remember(axis) for axis, job in _JOB_OF.items()},
+            seen={job: self._to_remember(axis) for axis, job in JOB_OF.items()},
             asked=self._asked,
             reload=self._make_known(unknown) if unknown else "",
             lost=lost,
@@ -165,7 +159,7 @@ class _Tick:
 
     def _lies_still(self, axis: Axis, key: str) -> bool:
         identity = self._new[axis][key]
-        job = _JOB_OF[axis]
+        job = JOB_OF[axis]
         return identity in (
             NO_IDENTITY,
             self._before.seen.get(job, {}).get(key),
@@ -173,7 +167,7 @@ class _Tick:
         )
 
     def _to_remember(self, axis: Axis) -> dict[str, str]:
-        asked, known = self._asked[_JOB_OF[axis]], set(self._known.keys(axis))
+        asked, known = self._asked[JOB_OF[axis]], set(self._known.keys(axis))
         new = [
             (key, identity)
             for key, identity in self._new[axis].items()
@@ -251,20 +245,20 @@ class _Tick:
         if not ours and self._discovery.unplanned:
             yield from self._request_plan()
         room = _MOST_RUNS - len(ours)
-        for axis in _JOB_OF:
+        for axis in JOB_OF:
             for batch in islice(self._batches(axis), max(room, 0)):
                 room -= 1
-                self._asked[_JOB_OF[axis]] |= {key: self._new[axis][key] for key in batch}
-                yield dg.RunRequest(job_name=_JOB_OF[axis], tags=range_tags(batch))
+                self._asked[JOB_OF[axis]] |= {key: self._new[axis][key] for key in batch}
+                yield dg.RunRequest(job_name=JOB_OF[axis], tags=range_tags(batch))
 
     def _request_plan(self) -> Iterator[dg.RunRequest]:
         unplanned = {"shard_plan": fingerprint(self._discovery.unplanned)}
-        if self._asked[_PLAN] != unplanned:
-            self._asked[_PLAN] = unplanned
-            yield dg.RunRequest(job_name=_PLAN)
+        if self._asked[PLAN_JOB] != unplanned:
+            self._asked[PLAN_JOB] = unplanned
+            yield dg.RunRequest(job_name=PLAN_JOB)
 
     def _batches(self, axis: Axis) -> Iterator[list[str]]:
-        asked = self._asked[_JOB_OF[axis]]
+        asked = self._asked[JOB_OF[axis]]
         if len(asked) >= _MOST_REMEMBERED:
             self._said.append(f"{len(asked)} {axis}s were requested and are not done: no more are requested")
             return iter(())

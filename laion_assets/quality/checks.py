@@ -7,8 +7,8 @@ from laion_assets.formats.publish import require
 from laion_assets.layout import Layout
 from laion_assets.published import output_of
 from laion_assets.quality.rules import RULES, Rule, Subject, Verdict
-from laion_assets.quality.text import with_printable_errors
 from laion_assets.quality.thresholds import Thresholds
+from laion_assets.text import with_printable_errors
 
 __all__ = ["Rule", "Verdict", "evaluate", "rules_of"]
 

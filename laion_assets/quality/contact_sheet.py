@@ -20,8 +20,8 @@ from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Status, count_failures
 from laion_assets.quality.plots import font_path
-from laion_assets.quality.text import printable
 from laion_assets.schema import MISSING_SIMILARITY, NORMALIZED_IMAGES
+from laion_assets.text import printable
 
 _SIDE: Final = 200
 _PADDING: Final = 10

@@ -21,8 +21,8 @@ from laion_assets.quality.plots import (
     SUCCESS_COLOUR,
 )
 from laion_assets.quality.statistics import SIZE_LIMITS, Statistics
-from laion_assets.quality.text import printable
 from laion_assets.schema import SIMILARITY_BINS
+from laion_assets.text import printable
 
 MOST_BYTES: Final = 4_000
 """Most bytes of an overview."""

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from laion_assets.outcomes import Outcome
 from laion_assets.quality.runs import Runs
 from laion_assets.quality.statistics import OTHERS, SIZE_LIMITS, Statistics
-from laion_assets.quality.text import printable
 from laion_assets.schema import SIMILARITY_BINS
+from laion_assets.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

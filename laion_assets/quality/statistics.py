@@ -27,7 +27,6 @@ from laion_assets.formats.publish import Manifest, require
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
 from laion_assets.published import manifests_of
-from laion_assets.quality.text import printable
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import (
     MISSING_SIMILARITY,
@@ -36,6 +35,7 @@ from laion_assets.schema import (
     SIMILARITY_BINS,
     NsfwTag,
 )
+from laion_assets.text import printable
 
 MOST_VALUES: Final = 20
 """Most licences and domains that are named; what is left is lumped together."""

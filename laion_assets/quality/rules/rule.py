@@ -16,8 +16,8 @@ import duckdb
 from laion_assets.errors import CorruptInput
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.quality.row_stream import NumberedRows, RowStream
-from laion_assets.quality.text import unlinked
 from laion_assets.quality.thresholds import Thresholds
+from laion_assets.text import unlinked
 
 MAX_EXAMPLES: Final = 5
 """Most offending keys that a verdict names."""

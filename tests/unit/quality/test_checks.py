@@ -4,7 +4,7 @@ from quality_inputs import LENIENT, PART, SHARDS, VECTORS, copy_root, shared_roo
 from laion_assets.errors import MissingInput
 from laion_assets.quality.checks import Rule, Verdict, evaluate, rules_of
 from laion_assets.quality.rules import RULES
-from laion_assets.quality.text import ForeignError
+from laion_assets.text import ForeignError
 
 SHARD = SHARDS[0]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.errors import CorruptInput
-from laion_assets.quality.text import ForeignError, printable, unlinked, with_printable_errors
+from laion_assets.text import ForeignError, printable, unlinked, with_printable_errors
 
 
 @pytest.mark.parametrize(
