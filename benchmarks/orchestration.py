@@ -45,6 +45,7 @@ from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Setting
 
 CACHE: Final = REPOSITORY / ".bench"
 _STORAGES: Final = ("sqlite", "postgres")
+_POSTGRES_SETTINGS: Final = REPOSITORY / "deploy" / "dagster" / "postgres.yaml"
 _LOCATION: Final = "laion_assets"
 # Setting -> its value in full and with --quick.
 _SIZES: Final = {
@@ -175,7 +176,8 @@ def _configure(home: Path, postgres: str | None) -> None:
     settings = yaml.safe_load((files("laion_assets") / "dagster.yaml").read_text())
     if postgres:
         del settings["event_log_storage"]
-        settings["storage"] = {"postgres": {"postgres_url": postgres}}
+        settings["storage"] = yaml.safe_load(_POSTGRES_SETTINGS.read_text())["storage"]
+        settings["storage"]["custom"]["config"]["postgres_url"] = postgres
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
 
 

@@ -12,14 +12,41 @@ from typing import Any, Self
 import dagster as dg
 import sqlalchemy as db
 from dagster._config import UserConfigSchema
-from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy.pool import StaticPool
 
+from laion_assets.defs.check_states import KeepsCheckStates
 
-class SqliteEventLog(SqliteEventLogStorage):
+
+class KeepsFailures(SqlEventLogStorage):
+    """An event log in an SQL database that keeps why partitions failed; Dagster's own do not."""
+
+    @property
+    def can_store_asset_failure_events(self) -> bool:
+        """Yes: the UI shows it on a partition's page."""
+        return True
+
+    def fetch_failed_materializations(
+        self,
+        records_filter: dg.AssetKey | dg.AssetRecordsFilter,
+        limit: int,
+        cursor: str | None = None,
+        ascending: bool = False,
+    ) -> dg.EventRecordsResult:
+        """Why partitions of an asset failed, as Dagster fetches its materializations."""
+        if isinstance(records_filter, dg.AssetKey):
+            records_filter = dg.AssetRecordsFilter(records_filter)
+        wanted = records_filter.to_event_records_filter(
+            dg.DagsterEventType.ASSET_FAILED_TO_MATERIALIZE, cursor, ascending
+        )
+        found: dg.EventRecordsResult = self._get_event_records_result(wanted, limit, cursor, ascending)
+        return found
+
+
+class SqliteEventLog(KeepsCheckStates, KeepsFailures, SqliteEventLogStorage):
     """The files of Dagster's own storage, in the same place, so that either reads what the other wrote.
 
     Two connections are kept: to the index, and to the events of the run that was last looked at. A kill loses
@@ -88,27 +115,6 @@ class SqliteEventLog(SqliteEventLogStorage):
         if table_name not in self._tables and super().has_table(table_name):
             self._tables.add(table_name)
         return table_name in self._tables
-
-    @property
-    def can_store_asset_failure_events(self) -> bool:
-        """Yes, which Dagster's own storages do not: the UI shows on a partition's page why it failed."""
-        return True
-
-    def fetch_failed_materializations(
-        self,
-        records_filter: dg.AssetKey | dg.AssetRecordsFilter,
-        limit: int,
-        cursor: str | None = None,
-        ascending: bool = False,
-    ) -> dg.EventRecordsResult:
-        """Why partitions of an asset failed, as Dagster fetches its materializations."""
-        if isinstance(records_filter, dg.AssetKey):
-            records_filter = dg.AssetRecordsFilter(records_filter)
-        wanted = records_filter.to_event_records_filter(
-            dg.DagsterEventType.ASSET_FAILED_TO_MATERIALIZE, cursor, ascending
-        )
-        found: dg.EventRecordsResult = self._get_event_records_result(wanted, limit, cursor, ascending)
-        return found
 
     def dispose(self) -> None:
         """Close what is open."""
