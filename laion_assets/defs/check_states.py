@@ -33,8 +33,6 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster_shared.record import copy
 
-from laion_assets.defs.webserver import quicken
-
 _Partitions = dg.PartitionsDefinition[str] | None
 _Keys = Sequence[tuple[dg.AssetCheckKey, _Partitions]]
 _Subset = SerializableEntitySubset[dg.AssetCheckKey]
@@ -103,6 +101,8 @@ class KeepsCheckStates(SqlEventLogStorage):
 
     def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
         """Dagster's word for: this process is a webserver."""
+        from laion_assets.defs.webserver import quicken
+
         super().optimize_for_webserver(statement_timeout, pool_recycle, max_overflow)
         quicken()
 

@@ -14,8 +14,6 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.storage.asset_check_state import AssetCheckState, bulk_update_asset_check_state
 
-from laion_assets.defs.instance import open_instance, prepare_home
-
 SHARDS = [f"{number:05d}" for number in range(6)]
 PICTURES, REPORT = dg.AssetKey("pictures"), dg.AssetKey("report")
 CHECKS = [
@@ -23,13 +21,6 @@ CHECKS = [
     dg.AssetCheckKey(PICTURES, "plausible"),
     dg.AssetCheckKey(REPORT, "true"),
 ]
-
-
-@pytest.fixture
-def instance(tmp_path, monkeypatch):
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))  # which preparing sets, restored at the end
-    with open_instance(prepare_home(tmp_path / "home")) as instance:
-        yield instance
 
 
 class Recorder:

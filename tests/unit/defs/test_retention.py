@@ -1,22 +1,17 @@
 import warnings
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
-import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from dagster._core.storage.tags import BACKFILL_ID_TAG, PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
-from benchmarks.orchestration_servers import serving_postgres
-from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.defs.prune_job import prune_records
 from laion_assets.defs.retention import Pruned, prune
 
-DEPLOY = Path(__file__).resolve().parents[3] / "deploy" / "dagster"
 KEYS = ["a", "b", "c"]
 PARTITIONS = dg.StaticPartitionsDefinition(KEYS)
 # All runs ended before the next minute.
@@ -57,27 +52,6 @@ ASSETS = [pictures, tables, report]
 RIGHT = check()
 CHECK = dg.AssetCheckKey(tables.key, "tables_are_right")
 GRAPH = dg.Definitions(assets=ASSETS, asset_checks=[RIGHT]).resolve_asset_graph()
-
-
-@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
-def opened(request, tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setenv("DAGSTER_HOME", str(home))  # which preparing sets, restored at the end
-        if request.param == "postgres":
-            address = stack.enter_context(serving_postgres())
-            if address is None:
-                pytest.skip("PostgreSQL is missing; on Debian: apt-get install postgresql")
-            patch.setenv("DAGSTER_POSTGRES_URL", address)
-            (home / "dagster.yaml").write_bytes((DEPLOY / "postgres.yaml").read_bytes())
-        yield stack.enter_context(open_instance(prepare_home(home)))
-
-
-@pytest.fixture
-def instance(opened):
-    opened.event_log_storage.wipe()
-    opened.run_storage.wipe()
-    return opened
 
 
 def run(instance, asset, key=None, **tags):
