@@ -31,10 +31,17 @@ _PICTURE_BYTES: Final = 64 << 20
 _REMEDY: Final = "Materialize {} again."
 
 
-def read_image_rows(shard: ShardId, layout: Layout) -> Iterator[tuple[pa.RecordBatch, Pictures]]:
+def read_image_rows(
+    shard: ShardId, layout: Layout, *, batch_rows: int = AT_A_TIME
+) -> Iterator[tuple[pa.RecordBatch, Pictures]]:
     """Rows of a shard's normalized table, in its order, and the picture of each.
 
     The tar is open until the next rows are asked for.
+
+    Args:
+        shard: the shard.
+        layout: where its files are.
+        batch_rows: most rows of a batch.
 
     Raises:
         CorruptTar: if a picture's place is not in the tar.
@@ -42,7 +49,7 @@ def read_image_rows(shard: ShardId, layout: Layout) -> Iterator[tuple[pa.RecordB
     """
     table, tar = layout.normalized_table(shard), layout.images_tar(shard)
     with tar.open("rb") as file:
-        for batch in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=AT_A_TIME):
+        for batch in parquet.read_batches(table, NORMALIZED_IMAGES, batch_rows=batch_rows):
             for rows in _of_few_bytes(batch):
                 yield rows, Pictures(rows, file, tar)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from laion_assets.errors import CorruptRecords, SettingsError
-from laion_assets.formats.tfrecord import Payloads, RecordsSummary, Scratch, put_together
+from laion_assets.formats.tfrecord import Payloads, RecordsSummary, put_together
 
 # Each record is found by itself, and none is compressed: neither pictures nor vectors become smaller by it,
 # and it takes five times as long.
@@ -42,22 +42,35 @@ def write_records(path: Path, batches: Iterable[Payloads]) -> RecordsSummary:
         OSError: if the file cannot be written.
     """
     records = payload_bytes = 0
-    scratch = Scratch()
+    scratch = _Scratch()
     package = _package()
     try:
         writer = package.ArrayRecordWriter(os.fspath(path), _OPTIONS)
         try:
             for payloads in batches:
-                ends, together = put_together(payloads, scratch)
-                for begin, end in pairwise(ends.tolist()):
-                    writer.write(together[begin:end].tobytes())
-                    records += 1
-                    payload_bytes += end - begin
+                for run in put_together(payloads, scratch.of):
+                    for begin, end in pairwise(run.ends.tolist()):
+                        writer.write(bytes(run.joined[begin:end]))
+                        records += 1
+                        payload_bytes += end - begin
         finally:
             writer.close()
     except RuntimeError as error:
         raise _storage_error(error, path) or error from error
     return RecordsSummary(records=records, payload_bytes=payload_bytes)
+
+
+class _Scratch:
+    """Memory for one run of payloads after another: what is new each time, the kernel clears."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def of(self, size: int) -> memoryview:
+        """So many bytes, of any value."""
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return memoryview(self._bytes)[:size]
 
 
 def read_records(path: Path) -> Iterator[bytes]:

@@ -26,8 +26,9 @@ _SMALL_BYTES: Final = 1 << 20
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE (linux/falloc.h)
 # What is digested at once, while a core's cache holds it.
 _PIECE_BYTES: Final = 1 << 18
-# What is written at once: a huge page, and a multiple of any disk's blocks.
+# What is written at once: a huge page, or nearly, and a multiple of any disk's blocks.
 _BUFFER_BYTES: Final = 1 << 21
+_BLOCK_BYTES: Final = 1 << 12
 # Where there is none (macOS), every file goes through the page cache.
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
@@ -72,6 +73,9 @@ class LargeFile(io.FileIO):
         """
         view = memoryview(piece).cast("B")
         size = len(view)
+        if view.obj is self._buffer:  # the room that there was
+            self._filled += size
+            return size
         while view:
             part = view[: _BUFFER_BYTES - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -80,6 +84,18 @@ class LargeFile(io.FileIO):
             if self._filled == _BUFFER_BYTES:
                 self._hand_over()
         return size
+
+    def room(self, size: int) -> memoryview:
+        """Memory for the next bytes, which takes no copying when it is written next.
+
+        Raises:
+            OSError: as :meth:`write`.
+        """
+        if size > _BUFFER_BYTES - _BLOCK_BYTES:
+            return memoryview(bytearray(size))  # it takes some, after all
+        if size > _BUFFER_BYTES - self._filled:
+            self._hand_over()
+        return memoryview(self._buffer)[self._filled : self._filled + size]
 
     def tell(self) -> int:
         """Bytes so far."""
@@ -97,7 +113,7 @@ class LargeFile(io.FileIO):
             self._await_writing()
             # Its end is no whole block.
             self._set_direct(0)
-            self._write(self._digested())
+            self._write(self._digested(self._filled))
             if self._reserved > self.tell():
                 self.truncate(self.tell())
         finally:
@@ -109,17 +125,19 @@ class LargeFile(io.FileIO):
         note_written(self._path, self._digest.checksums)
 
     def _hand_over(self) -> None:
-        """Have the full buffer written while the other is filled."""
-        full = self._digested()
+        """Have the buffer's whole blocks written while the other is filled."""
+        kept = self._filled % _BLOCK_BYTES
+        full = self._digested(self._filled - kept)
         self._await_writing()
         self._thread = self._thread or ThreadPoolExecutor(1)
         self._writing = self._thread.submit(self._write, full)
-        self._handed_over += self._filled
+        self._handed_over += len(full)
         self._buffer, self._spare = self._spare or _new_buffer(), self._buffer
-        self._filled = 0
+        self._buffer[:kept] = self._spare[len(full) : self._filled]
+        self._filled = kept
 
-    def _digested(self) -> memoryview:
-        filled = memoryview(self._buffer)[: self._filled]
+    def _digested(self, size: int) -> memoryview:
+        filled = memoryview(self._buffer)[:size]
         for start in range(0, len(filled), _PIECE_BYTES):
             self._digest.update(filled[start : start + _PIECE_BYTES])
         return filled

@@ -6,7 +6,9 @@ place and the new manifest last. So a kill at any point leaves either the old pa
 the new one: a file under its final name counts for nothing until a manifest vouches for it.
 
 And one way to read: what a stage reads is named to :func:`publish`, which keeps others from replacing it
-meanwhile and lets nothing be made of a file that is not, byte for byte, the one its manifest vouches for.
+meanwhile and lets nothing be published that was made of a file that is not, byte for byte, the one its
+manifest vouches for. Each is verified before it is read; or, where it is large and its reader expects the
+worst of it anyway, as pictures and their tars come from anywhere, while it is read, just once.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import pyarrow as pa
 
@@ -132,6 +133,13 @@ class Draft:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self.noted: dict[Path, str] = {}
+        """What :meth:`note_read` was told."""
+
+    def note_read(self, path: Path, xxh3_128: str | None) -> None:
+        """Tell the hexadecimal XXH3-128 of every byte of a file, taken of the very bytes that were used."""
+        if xxh3_128 is not None:
+            self.noted[path] = xxh3_128
 
     def path(self, name: str) -> Path:
         """Where to write the file that will be published as ``name``."""
@@ -158,6 +166,7 @@ def publish(
     write: Callable[[Draft], Tally],
     *,
     reads: Sequence[Output] = (),
+    digested: Sequence[Path] = (),
     also_intact: Callable[[], bool] | None = None,
     again: bool = False,
 ) -> Manifest:
@@ -170,6 +179,9 @@ def publish(
         reads: partitions that ``write`` reads whole; each has its data version among the recipe's inputs
             under its stage's name, or under that and its key where several of a stage are read. They are
             verified before ``write`` begins, and nobody replaces them until it ends.
+        digested: files of those that are verified when ``write`` has ended, by the checksum that it noted
+            (:meth:`Draft.note_read`) or else by reading them again. It meets bytes that nobody has vouched
+            for, must bear any, and leave nothing behind but drafts.
         also_intact: whether what ``write`` left elsewhere is still there; asked once everything else is.
         again: publish it anew whatever is there; until ``write`` ends, that stays in place to be read.
 
@@ -191,10 +203,23 @@ def publish(
 
     def make(started: float) -> Manifest:
         with ExitStack() as held:
+            late, draft = [], Draft(output)
             for source in reads:
                 held.enter_context(_lease(source, shared=True))
-                _check_source(source, recipe)
-            return _commit(output, recipe, write(Draft(output)), started, output.names)
+                for file in _files(source, recipe):
+                    if file.path in digested:
+                        late.append(file)
+                    else:
+                        _verify_once(file)
+            try:
+                tally = write(draft)
+            except Exception:
+                for file in late:
+                    _verify(file)  # damage is why, if there is any
+                raise
+            for file in late:
+                _verify_once(file, draft.noted.get(file.path))
+            return _commit(output, recipe, tally, started, output.names)
 
     return _publish(output, existing, make)
 
@@ -291,20 +316,8 @@ def verify(output: Output) -> Manifest:
         CorruptInput: if a file is not the one its manifest vouches for.
     """
     manifest = require(output)
-    for name, record in manifest.files.items():
-        kind, recorded, checksum_of = (
-            ("XXH3-128", record.xxh3_128, xxh3_128_of)
-            if record.xxh3_128 is not None
-            else ("sha256", record.sha256, sha256_of)
-        )
-        if (found := checksum_of(output.path(name))) != recorded:
-            raise CorruptInput(
-                output.path(name),
-                expected=f"{kind} {recorded}",
-                found=found,
-                remedy="The file changed after it was published: restore it, or delete "
-                f"{manifest_path(output)} to have the partition made again.",
-            )
+    for file in _files_of(output, manifest):
+        _verify(file)
     return manifest
 
 
@@ -381,23 +394,59 @@ def _tidy(output: Output) -> None:
             shutil.rmtree(output.draft, ignore_errors=True)
 
 
-def _check_source(source: Output, recipe: Recipe) -> None:
-    """Check that an input is whole, and the one that the recipe was written for."""
+class _File(NamedTuple):
+    """A file that a manifest vouches for, and which one it was."""
+
+    output: Output
+    path: Path
+    record: FileRecord
+    identity: tuple[int, int, int]
+
+
+def _files_of(output: Output, manifest: Manifest) -> list[_File]:
+    """The manifest's files, since older versions and img2dataset wrote fewer than the output has names."""
+    paths = {output.path(name): record for name, record in manifest.files.items()}
+    return [_File(output, path, record, identity(path.stat())) for path, record in paths.items()]
+
+
+def _files(source: Output, recipe: Recipe) -> list[_File]:
+    """The files of an input, once it is seen to be the one that the recipe was written for."""
     manifest = require(source)
-    version = manifest.data_version
-    if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != version:
+    if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != manifest.data_version:
         raise ShardBusy(f"{source} was made again just now: run this again")
-    # The manifest's files, since older versions and img2dataset wrote fewer than the output has names.
-    identities = tuple(identity(source.path(name).stat()) for name in manifest.files)
-    _verify_once(source, version, identities)
+    return _files_of(source, manifest)
 
 
 # A part is read for each of its shards, and a tar by two stages: what this process has verified, and what is
 # the same file still, is not read through again.
-@lru_cache(maxsize=256)
-def _verify_once(source: Output, version: str, identities: tuple[tuple[int, int, int], ...]) -> None:
-    del version, identities
-    verify(source)
+_verified: set[_File] = set()
+_MOST_VERIFIED: Final = 1_024
+
+
+def _verify_once(file: _File, noted: str | None = None) -> None:
+    """As :func:`_verify`, unless that was done; or by the checksum that was noted when it was read."""
+    if noted is not None or file not in _verified:
+        _verify(file, noted)
+    if len(_verified) >= _MOST_VERIFIED:
+        _verified.clear()
+    _verified.add(file)
+
+
+def _verify(file: _File, noted: str | None = None) -> None:
+    record, path = file.record, file.path
+    kind, recorded, found = (
+        ("XXH3-128", record.xxh3_128, noted or xxh3_128_of(path))
+        if record.xxh3_128 is not None
+        else ("sha256", record.sha256, sha256_of(path))
+    )
+    if found != recorded:
+        raise CorruptInput(
+            path,
+            expected=f"{kind} {recorded}",
+            found=found,
+            remedy="The file changed after it was published: restore it, or delete "
+            f"{manifest_path(file.output)} to have the partition made again.",
+        )
 
 
 def _check_size(output: Output, name: str, record: FileRecord) -> None:

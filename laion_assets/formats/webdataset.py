@@ -1,28 +1,34 @@
 """Tar files of samples, as WebDataset and img2dataset lay them out; written byte for byte the same each time.
 
 A sample's files follow each other and share a stem: ``000120034.jpg``, ``000120034.txt``,
-``000120034.json``. The reader looks at headers only and never extracts; bytes are read in place.
+``000120034.json``. The reader never extracts: it says where the members lie, and what is in memory of
+them meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from laion_assets.formats.large_file import LargeFile
 from laion_assets.formats.tar_headers import (
     BLOCK,
     END,
     Member,
-    PlainMembers,
+    NotPlain,
     corrupt,
-    list_plain,
+    read_plain,
     walk,
 )
 
@@ -34,6 +40,7 @@ _OWNER_FIELD: Final = slice(265, 297)
 _NAME: Final = re.compile(r"(?P<stem>[A-Za-z0-9_-]+)\.(?P<extension>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
 _MAX_NAME_BYTES: Final = 100
 _MAX_SIZE: Final = 8**11 - 1  # eleven octal digits
+_SPAN_BYTES: Final = 2 << 20
 
 MEMBERS: Final = pa.schema(
     [("stem", pa.string()), ("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
@@ -78,20 +85,105 @@ def open_tar(path: Path) -> Iterator[TarWriter]:
         writer.end()
 
 
+class Stretch(NamedTuple):
+    """Members that follow each other in a tar, among others that were not asked for.
+
+    Attributes:
+        members: their numbers in the tar's order, int64 (members,).
+        begins: where in ``body`` each begins, int64 (members,).
+        sizes: in bytes, int64 (members,).
+        body: bytes of the tar; others, once the next stretch is asked for.
+    """
+
+    members: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    body: memoryview
+
+
+class TarReader:
+    """Reads a tar of samples from its beginning to its end, and most tars just once.
+
+    Takes what ``tarfile`` writes (ustar, GNU and PAX headers), such as img2dataset's tars. The extension is
+    all that follows the first dot, as in WebDataset, in lower case.
+
+    Attributes:
+        path: of the tar.
+        members: each member, in the tar's order, as ``MEMBERS``, once all stretches were asked for.
+        xxh3_128: hexadecimal checksum of the bytes that they were found in; None of a tar that is out of
+            the ordinary, which is read here and there.
+    """
+
+    def __init__(self, path: Path, *, extensions: Sequence[str] = ()) -> None:
+        """Say what to read.
+
+        Args:
+            path: the tar.
+            extensions: of the members whose bytes are asked for.
+        """
+        self.path = path
+        self._endings = tuple(f".{extension}".encode() for extension in extensions)
+        self.members = MEMBERS.empty_table()
+        self.xxh3_128: str | None = None
+
+    def stretches(self) -> Iterator[Stretch]:
+        """The members asked for, and at times others.
+
+        Raises:
+            CorruptTar: if the tar is cut short or damaged, or holds a member that is no plain file, is there
+                twice, or is not named ``stem.extension``. Of what comes before that is found, nothing may be
+                kept.
+        """
+        columns: list[tuple[npt.NDArray[Any], ...]] = []
+        digest = xxhash.xxh3_128()
+        with self.path.open("rb", buffering=0) as file:
+            known = 0
+            try:
+                for names, offsets, sizes, at, body in read_plain(file.fileno(), digest.update):
+                    columns.append((names, offsets, sizes))
+                    asked = self._asked(names.tolist())
+                    yield Stretch(known + asked, offsets[asked] - at, sizes[asked], body)
+                    known += len(names)
+                if columns:
+                    self.members = _named(*map(np.concatenate, zip(*columns, strict=True)))
+                self.xxh3_128 = digest.hexdigest()
+            except NotPlain:
+                # Which finds the same members, as far as that went.
+                yield from self._walk(file.fileno(), known)
+
+    def _walk(self, descriptor: int, known: int) -> Iterator[Stretch]:
+        """What is asked for of the members from the one numbered ``known`` on, which are found one by one."""
+        self.members = _walked(self.path, descriptor)
+        extensions = self.members["extension"][known:].to_pylist()
+        asked = known + self._asked([f".{extension}".encode() for extension in extensions])
+        begins, sizes = (self.members[name].to_numpy()[asked] for name in ("offset", "size"))
+        ends = begins + sizes
+        # In memory together: few bytes, or one member.
+        cuts = np.flatnonzero(np.diff(begins // _SPAN_BYTES)) + 1
+        for first, last in pairwise([0, *cuts.tolist(), len(asked)]) if len(asked) else ():
+            at, length = int(begins[first]), int(ends[last - 1] - begins[first])
+            body = os.pread(descriptor, length, at)
+            if len(body) < length:
+                raise corrupt(self.path, f"{length} bytes from {at} on", f"{len(body)}")
+            own = slice(first, last)
+            yield Stretch(asked[own], begins[own] - at, sizes[own], memoryview(body))
+
+    def _asked(self, names: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """Which names have an extension that was asked for, or end in one."""
+        endings = self._endings
+        return np.flatnonzero(np.array([name.lower().endswith(endings) for name in names], bool))
+
+
 def list_members(path: Path) -> pa.Table:
     """Each member of a tar of samples, in its order, as ``MEMBERS``: what it is of, and where its bytes lie.
 
-    Reads headers only. Takes what ``tarfile`` writes (ustar, GNU and PAX headers), such as img2dataset's
-    tars. The extension is all that follows the first dot, as in WebDataset, in lower case.
-
     Raises:
-        CorruptTar: if the tar is cut short or damaged, or holds a member that is no plain file, is there
-            twice, or is not named ``stem.extension``.
+        CorruptTar: as :meth:`TarReader.stretches`.
     """
-    with path.open("rb") as file:
-        plain = list_plain(file.fileno())
-        members = None if plain is None else _named(plain)
-        return _walked(path, file.fileno()) if members is None else members
+    reader = TarReader(path)
+    for _ in reader.stretches():
+        pass
+    return reader.members
 
 
 def index_tar(path: Path) -> dict[str, dict[str, Member]]:
@@ -103,16 +195,22 @@ def index_tar(path: Path) -> dict[str, dict[str, Member]]:
     return samples
 
 
-def _named(plain: PlainMembers) -> pa.Table | None:
-    """The members with their names taken apart; None if one is not named so, or there twice."""
+def _named(
+    names: npt.NDArray[np.bytes_], offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> pa.Table:
+    """The members with their names taken apart.
+
+    Raises:
+        NotPlain: if one is not named so, or there twice.
+    """
     # Matched as bytes, since a name may be no UTF-8; what matches is ASCII.
-    names = pc.extract_regex(pa.array(plain.names, pa.binary()), rf"\A{_NAME.pattern}\z")
-    stems, extensions = (names.field(name).cast(pa.string()) for name in ("stem", "extension"))
+    parts = pc.extract_regex(pa.array(names, pa.binary()), rf"\A{_NAME.pattern}\z")
+    stems, extensions = (parts.field(name).cast(pa.string()) for name in ("stem", "extension"))
     extensions = pc.ascii_lower(extensions)
     whole = pc.binary_join_element_wise(stems, extensions, ".")
-    if names.null_count or pc.count_distinct(whole).as_py() < len(names):
-        return None
-    return pa.table([stems, extensions, plain.offsets, plain.sizes], schema=MEMBERS)
+    if parts.null_count or pc.count_distinct(whole).as_py() < len(names):
+        raise NotPlain
+    return pa.table([stems, extensions, offsets, sizes], schema=MEMBERS)
 
 
 def _walked(path: Path, descriptor: int) -> pa.Table:

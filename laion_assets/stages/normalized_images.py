@@ -7,10 +7,8 @@ completion order, failures included, so the n-th row is not the n-th picture of 
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,7 +21,7 @@ from PIL import Image
 from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
-from laion_assets.formats.webdataset import list_members
+from laion_assets.formats.webdataset import Stretch, TarReader
 from laion_assets.image import STORED_EXTENSIONS, TFDS_EXTENSIONS, THREE_CHANNEL_MODES
 from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.image_table import read_image_table
@@ -31,11 +29,17 @@ from laion_assets.keys import check_unique
 from laion_assets.layout import Layout, ShardId
 from laion_assets.normalization import normalize_metadata, set_aside_reasons
 from laion_assets.outcomes import Status
-from laion_assets.picture_header import read_header
+from laion_assets.picture_header import read_headers
 from laion_assets.placed_images import PLACED
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE, SET_ASIDE_PREFIX, SetAside
 
 CODE_VERSION: Final = "3"
+
+# Of the table of images.
+_COLUMNS: Final = (
+    *("key", "status", "url", "caption", "NSFW", "similarity", "LICENSE"),
+    *("width", "height", "original_width", "original_height"),
+)
 
 
 class _Pictures(NamedTuple):
@@ -44,7 +48,7 @@ class _Pictures(NamedTuple):
     Attributes:
         width: pixels, int64 (stems,).
         height: pixels, int64 (stems,).
-        xxh3: XXH3-128, hexadecimal.
+        xxh3: XXH3-128, hexadecimal, string with nulls.
         offset: of the first byte in the tar, int64 with nulls.
         size: bytes, int64 with nulls.
         refused: place of a stem -> why its picture can be no example, and the other values mean nothing.
@@ -52,7 +56,7 @@ class _Pictures(NamedTuple):
 
     width: npt.NDArray[np.int64]
     height: npt.NDArray[np.int64]
-    xxh3: list[str]
+    xxh3: pa.ChunkedArray
     offset: pa.ChunkedArray
     size: pa.ChunkedArray
     refused: dict[int, _Refused]
@@ -65,11 +69,23 @@ class _Refused(NamedTuple):
     detail: str
 
 
+# What was seen of pictures, by the number of their member in the tar.
+_LOOK: Final = pa.schema(
+    [("member", pa.int64()), ("width", pa.int64()), ("height", pa.int64()), ("xxh3", pa.string())]
+)
+
+
 def normalize_images(shard: ShardId, layout: Layout, *, decode: bool = False) -> Manifest:
     """Publish the examples-to-be of one shard and, beside them, the rows set aside with their reasons.
 
     Rows whose download failed are in neither file; they are counted, so that
     ``examples + set_aside + failed`` is the number of rows of the shard.
+
+    The tar is read once, a few megabytes at a time: what is in memory is digested, searched for headers of
+    members and looked at as pictures. So it is held against its manifest's checksum when all of it was seen,
+    and not before; until then nothing of it is published. That is no less safe: pictures come from anywhere,
+    and whoever looks at them expects the worst, whole tar or not. And no byte of a plain tar can change
+    between the two.
 
     Args:
         shard: the shard.
@@ -79,9 +95,10 @@ def normalize_images(shard: ShardId, layout: Layout, *, decode: bool = False) ->
 
     Raises:
         MissingInput: if the shard's images are not there yet.
-        CorruptParquet, CorruptTar, MisalignedShard: if its files are damaged or do not belong together.
+        CorruptInput: if a file is not the one that its manifest vouches for.
+        CorruptParquet, CorruptTar, MisalignedShard: if its files do not belong together.
     """
-    images = require(layout.images(shard))
+    images, tar = require(layout.images(shard)), layout.images_tar(shard)
     recipe = Recipe(
         code_version=CODE_VERSION,
         settings="decoded" if decode else "",
@@ -89,21 +106,27 @@ def normalize_images(shard: ShardId, layout: Layout, *, decode: bool = False) ->
     )
 
     def write(draft: Draft) -> Tally:
-        examples, set_aside, counts = _normalize(shard, layout, decode=decode or images.recipe == PLACED)
+        reader = TarReader(tar, extensions=TFDS_EXTENSIONS)
+        decoded = decode or images.recipe == PLACED
+        examples, set_aside, counts = _normalize(shard, layout, reader, decode=decoded)
+        draft.note_read(tar, reader.xxh3_128)
         table, aside = layout.normalized_images(shard).names
         parquet.write_table(draft.path(table), examples, NORMALIZED_IMAGES)
         parquet.write_table(draft.path(aside), set_aside, ROWS_SET_ASIDE)
         return Tally(rows=examples.num_rows, counts=counts)
 
-    return publish(layout.normalized_images(shard), recipe, write, reads=[layout.images(shard)])
+    return publish(
+        layout.normalized_images(shard), recipe, write, reads=[layout.images(shard)], digested=[tar]
+    )
 
 
-def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Table, pa.Table, dict[str, int]]:
-    tar = layout.images_tar(shard)
-    rows = read_image_table(shard, layout)
+def _normalize(
+    shard: ShardId, layout: Layout, reader: TarReader, *, decode: bool
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    rows = read_image_table(shard, layout, columns=_COLUMNS)
     check_unique(rows["key"], layout.images_table(shard))
     succeeded = rows.filter(pc.equal(rows["status"], Status.SUCCESS)).sort_by("key")
-    pictures = _look_at_pictures(tar, succeeded["stem"].combine_chunks(), decode=decode)
+    pictures = _look_at_pictures(reader, succeeded["stem"].combine_chunks(), decode=decode)
     # Why the row itself is unacceptable comes first, then what is wrong with its picture.
     refused = _contradictions(succeeded, pictures) | pictures.refused | _unacceptable(succeeded)
     accepted = np.ones(len(succeeded), bool)
@@ -118,49 +141,71 @@ def _normalize(shard: ShardId, layout: Layout, *, decode: bool) -> tuple[pa.Tabl
     return examples, set_aside, counts
 
 
-def _look_at_pictures(tar: Path, stems: pa.Array, *, decode: bool) -> _Pictures:
+def _look_at_pictures(reader: TarReader, stems: pa.Array, *, decode: bool) -> _Pictures:
     """What becomes of the picture of each stem."""
-    members = list_members(tar)
+    looks = [_LOOK.empty_table()]
+    refusals: dict[int, _Refused] = {}
+    for stretch in reader.stretches():
+        look, refused = _look(stretch, decode=decode)
+        looks.append(look)
+        refusals |= refused
+    seen = pa.concat_tables(looks)
+    members = reader.members.append_column("member", pa.array(np.arange(len(reader.members))))
     pictures = members.filter(pc.is_in(members["extension"], value_set=pa.array(STORED_EXTENSIONS)))
     pictures = pictures.filter(pc.is_in(pictures["stem"], value_set=stems))
     if pc.count_distinct(pictures["stem"]).as_py() < len(pictures):
         raise CorruptTar(
-            tar,
+            reader.path,
             expected="one picture for each key",
             found="several for one key",
             remedy="Make or place the shard again.",
         )
     places = pictures.take(pc.index_in(stems, value_set=pictures["stem"].combine_chunks()))
-    widths, heights, checksums = [0] * len(stems), [0] * len(stems), [""] * len(stems)
-    refused: dict[int, _Refused] = {}
-    columns = (places[name].to_pylist() for name in ("extension", "offset", "size"))
-    # One buffer for all: memory that is new for each costs more than to read and digest what goes there.
-    buffer = memoryview(bytearray(pc.max(places["size"]).as_py() or 0))
-    with tar.open("rb", buffering=0) as file:
-        descriptor = file.fileno()
-        for at, (extension, offset, size) in enumerate(zip(*columns, strict=True)):
-            if extension is None:
-                refused[at] = _Refused(SetAside.MISSING_IMAGE, _what_else(members, stems[at]))
-                continue
-            body = buffer[:size]
-            if os.preadv(descriptor, [body], offset) < size:
-                raise CorruptTar(
-                    tar, expected=f"{size} bytes from {offset} on", found="its end", remedy="Make it again."
-                )
-            found = _look_at_picture(body, extension, decode=decode)
-            if isinstance(found, _Refused):
-                refused[at] = found
-            else:
-                widths[at], heights[at] = found
-                checksums[at] = xxhash.xxh3_128_hexdigest(body)
+    seen = seen.take(pc.index_in(places["member"], value_set=seen["member"].combine_chunks()))
     return _Pictures(
-        np.array(widths, np.int64),
-        np.array(heights, np.int64),
-        checksums,
+        pc.fill_null(seen["width"], 0).to_numpy(),
+        pc.fill_null(seen["height"], 0).to_numpy(),
+        seen["xxh3"],
         places["offset"],
         places["size"],
-        refused,
+        _refused(places, stems, members, refusals),
     )
+
+
+def _look(stretch: Stretch, *, decode: bool) -> tuple[pa.Table, dict[int, _Refused]]:
+    """Sides and checksums of pictures, by the numbers of their members, and why some can be no example."""
+    members, begins, sizes, body = stretch
+    headers = np.zeros((len(members), 4), np.int64) if decode else read_headers(body, begins, sizes)
+    width, height, channels, bits = headers.T
+    is_known = ((channels == 1) | (channels == 3)) & (bits == 8)
+    ends = begins + sizes
+    refused = {}
+    for at in np.flatnonzero(~is_known).tolist():
+        found = _look_at_picture(body[begins[at] : ends[at]], decode=decode)
+        if isinstance(found, _Refused):
+            refused[int(members[at])] = found
+        else:
+            width[at], height[at] = found
+    places = zip(begins.tolist(), ends.tolist(), strict=True)
+    xxh3 = [xxhash.xxh3_128_hexdigest(body[begin:end]) for begin, end in places]
+    return pa.table([members, width, height, xxh3], schema=_LOOK), refused
+
+
+def _refused(
+    places: pa.Table, stems: pa.Array, members: pa.Table, refusals: Mapping[int, _Refused]
+) -> dict[int, _Refused]:
+    """Place of a stem -> why its picture can be no example."""
+    refused = {}
+    found = zip(places["extension"].to_pylist(), places["member"].to_pylist(), strict=True)
+    for at, (extension, member) in enumerate(found):
+        if extension is None:
+            refused[at] = _Refused(SetAside.MISSING_IMAGE, _what_else(members, stems[at]))
+        elif extension not in TFDS_EXTENSIONS:
+            detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {extension}"
+            refused[at] = _Refused(SetAside.NOT_TFDS_FORMAT, detail)
+        elif member in refusals:
+            refused[at] = refusals[member]
+    return refused
 
 
 def _what_else(members: pa.Table, stem: pa.Scalar) -> str:
@@ -168,14 +213,8 @@ def _what_else(members: pa.Table, stem: pa.Scalar) -> str:
     return f"the tar has only {sorted(found)}"[:200]
 
 
-def _look_at_picture(body: memoryview, extension: str, *, decode: bool) -> tuple[int, int] | _Refused:
-    """Width and height of a picture that can become an example."""
-    if extension not in TFDS_EXTENSIONS:
-        detail = f"TFDS decodes {', '.join(TFDS_EXTENSIONS)}, not {extension}"
-        return _Refused(SetAside.NOT_TFDS_FORMAT, detail)
-    header = None if decode else read_header(body)
-    if header is not None and header.becomes_three_channels and header.bits == 8:
-        return header.width, header.height
+def _look_at_picture(body: memoryview, *, decode: bool) -> tuple[int, int] | _Refused:
+    """Width and height of a picture that can become an example, as Pillow finds them."""
     try:
         mode, size = _open(body, decode=decode)
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds for bytes that are no picture)
@@ -237,7 +276,7 @@ def _examples(
             "original_width": pc.coalesce(rows["original_width"], widths),
             "height": heights,
             "width": widths,
-            "image_xxh3": pa.array(pictures.xxh3, pa.string()).filter(is_accepted),
+            "image_xxh3": pictures.xxh3.filter(is_accepted),
             "tar_offset": pictures.offset.filter(is_accepted),
             "tar_bytes": pictures.size.filter(is_accepted),
         }

@@ -15,6 +15,9 @@ from laion_assets.shard_rows import read_image_rows
 
 CODE_VERSION: Final = "1"
 
+# Their pictures are read one by one.
+_ROWS_AT_A_TIME: Final = 2048
+
 
 def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
     """Publish one example for each row of the shard's normalized table, in its order.
@@ -40,6 +43,6 @@ def write_tfds_images(shard: ShardId, layout: Layout) -> Manifest:
 
 
 def _examples(shard: ShardId, layout: Layout, tags: Counter[str]) -> Iterator[Payloads]:
-    for rows, pictures in read_image_rows(shard, layout):
+    for rows, pictures in read_image_rows(shard, layout, batch_rows=_ROWS_AT_A_TIME):
         tags.update(rows["nsfw"].to_pylist())
         yield tfds_examples.encode_image_examples(rows, pictures, layout.normalized_table(shard))

@@ -1,11 +1,12 @@
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from laion_assets.picture_header import Header, read_header
+from laion_assets.picture_header import Header, read_header, read_headers
 
 JPEG_CHANNELS = {"L": 1, "RGB": 3, "CMYK": 4}
 PNG_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "P": 4}
@@ -80,3 +81,42 @@ def test_a_header_cut_short_is_none(kind):
     for length in range(whole):
         assert read_header(body[:length]) is None
     assert read_header(body[:whole]) == read_header(body)
+
+
+PICTURES = st.builds(
+    encoded,
+    st.sampled_from(["L", "RGB"]),
+    SIZES,
+    st.sampled_from(["JPEG", "PNG"]),
+    quality=st.sampled_from([50, 95]),
+    progressive=st.booleans(),
+    comment=st.sampled_from([b"", b"twice \xff\xc0\x00\x11\x08"]),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    pictures=st.lists(st.one_of(PICTURES, st.binary(max_size=40)), max_size=6),
+    cuts=st.lists(st.integers(0, 250), min_size=6, max_size=6),
+    flips=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=6, max_size=6),
+)
+def test_many_headers_are_those_of_each_alone(pictures, cuts, flips):
+    changed = []
+    for picture, cut, (at, value) in zip(pictures, cuts, flips, strict=False):
+        body = bytearray(picture if cut > 200 else picture[: max(cut, 150)])
+        if at < len(body) and cut % 2:
+            body[at] = value
+        changed.append(bytes(body))
+    sizes = np.array([len(picture) for picture in changed], np.int64)
+    begins = np.cumsum(sizes) - sizes
+    found = read_headers(memoryview(b"".join(changed)), begins, sizes)
+    assert found.tolist() == [list(read_header(picture) or (0, 0, 0, 0)) for picture in changed]
+
+
+def test_many_usual_headers_are_read_at_once():
+    sizes_in_pixels = [(300 + number, 200 - number) for number in range(50)]
+    pictures = [encoded("RGB", size, "JPEG") for size in sizes_in_pixels]
+    sizes = np.array([len(picture) for picture in pictures])
+    begins = np.cumsum(sizes) - sizes
+    found = read_headers(memoryview(b"".join(pictures)), begins, sizes)
+    assert found.tolist() == [[*size, 3, 8] for size in sizes_in_pixels]

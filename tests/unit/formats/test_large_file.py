@@ -26,6 +26,35 @@ def test_a_file_holds_what_it_was_given_in_order(sizes):
         assert path.read_bytes() == b"".join(pieces)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(
+        st.tuples(st.sampled_from([*SIZES, (1 << 21) - 4096, (1 << 21) - 4095, 3 << 20]), st.booleans()),
+        max_size=12,
+    )
+)
+def test_its_own_memory_may_be_filled_in(sizes, cached):
+    whole = Digest()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        with LargeFile(path, cached=cached) as file:
+            for number, (size, is_room) in enumerate(sizes):
+                piece = bytes([number + 1]) * size
+                if is_room:
+                    room = file.room(size)
+                    room[:] = piece
+                    assert file.write(room) == size
+                else:
+                    file.write(piece)
+                whole.update(piece)
+                assert file.tell() == sum(size for size, _ in sizes[: number + 1])
+        assert checksums_of(path) == whole.checksums
+        read = Digest()
+        read.update(path.read_bytes())
+        assert read.checksums == whole.checksums
+
+
 def test_the_room_that_was_reserved_is_given_back(tmp_path):
     path = tmp_path / "file"
     with LargeFile(path) as file:

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+import xxhash
 
 from laion_assets.errors import CorruptInput, CorruptManifest, DiskFull, MissingInput, ShardBusy
 from laion_assets.formats.checksums import sha256_of
@@ -274,6 +275,55 @@ def test_nothing_is_made_of_an_input_that_changed(output, source):
         publish(output, recipe, writer(b"one", b"two"), reads=[read])
     assert done(output) is None
     assert not output.draft.exists()
+
+
+@pytest.mark.parametrize(
+    "checksum", [None, xxhash.xxh3_128_hexdigest(b"IN"), xxhash.xxh3_128_hexdigest(b"in")]
+)
+def test_nothing_is_published_of_an_input_that_was_not_its_own_when_it_was_read(output, source, checksum):
+    read, recipe = source
+    read.only.write_bytes(b"IN")
+
+    def write(draft):
+        draft.note_read(read.only, checksum)
+        return writer(b"one", b"two")(draft)
+
+    def attempt():
+        return publish(output, recipe, write, reads=[read], digested=[read.only])
+
+    if checksum == xxhash.xxh3_128_hexdigest(b"in"):
+        assert attempt().rows == 2  # of the bytes that were vouched for, whatever lies there by now
+    else:
+        with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected XXH3-128"):
+            attempt()
+        assert done(output) is None
+        assert not output.draft.exists()
+
+
+def test_an_input_whose_noted_checksum_is_wrong_is_refused_though_it_was_verified_before(output, source):
+    read, recipe = source
+
+    def write(draft):
+        draft.note_read(read.only, xxhash.xxh3_128_hexdigest(b"IN"))
+        return writer(b"one", b"two")(draft)
+
+    publish(output, recipe, writer(b"one", b"two"), reads=[read])
+    with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected XXH3-128"):
+        publish(output, recipe, write, reads=[read], digested=[read.only], again=True)
+    assert verify(output).rows == 2
+
+
+def test_what_fails_for_a_damaged_input_is_the_input(output, source):
+    read, recipe = source
+
+    def fail(draft):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        publish(output, recipe, fail, reads=[read], digested=[read.only])
+    read.only.write_bytes(b"IN")
+    with pytest.raises(CorruptInput, match=r"samples/00003.parquet: expected XXH3-128"):
+        publish(output, recipe, fail, reads=[read], digested=[read.only])
 
 
 def test_an_input_is_not_replaced_while_it_is_read_but_may_be_read_by_others(output, source):

@@ -1,14 +1,16 @@
 import io
+import itertools
 import os
 import tarfile
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.errors import CorruptTar
-from laion_assets.formats.tar_headers import Member, list_plain, walk
-from laion_assets.formats.webdataset import TarWriter, index_tar, is_ours, open_tar
+from laion_assets.formats.tar_headers import Member, NotPlain, read_plain, walk
+from laion_assets.formats.webdataset import TarReader, TarWriter, index_tar, is_ours, open_tar
 
 stems = st.text("0123456789abcXYZ_-", min_size=1, max_size=12)
 extensions = st.sampled_from(["jpg", "txt", "json", "tar.gz", "PNG"])
@@ -100,14 +102,29 @@ def test_what_tarfile_writes_is_indexed(tmp_path_factory, archive, kind, has_flo
     assert bodies(path) == lowered
 
 
-def plainly(path):
-    """Members as they are found all at once; None where they have to be walked."""
+def plainly(path, **window):
+    """Members as they are found in windows; None where they have to be walked."""
+    members, taken = [], []
     with path.open("rb") as file:
-        found = list_plain(file.fileno())
-    if found is None:
-        return None
-    places = [Member(int(at), int(size)) for at, size in zip(found.offsets, found.sizes, strict=True)]
-    return [(name.decode("utf-8", "replace"), place) for name, place in zip(found.names, places, strict=True)]
+        try:
+            for names, offsets, sizes, at, body in read_plain(
+                file.fileno(), lambda piece: taken.append(bytes(piece)), **window
+            ):
+                for name, offset, size in zip(names, offsets.tolist(), sizes.tolist(), strict=True):
+                    file.seek(offset)
+                    assert body[offset - at : offset - at + size] == file.read(size)
+                    members.append((name.decode("utf-8", "replace"), Member(offset, size)))
+        except NotPlain:
+            # What was found until then is so.
+            assert not members or walked_at_least(path, len(members)) == members
+            return None
+    assert b"".join(taken) == path.read_bytes()
+    return members
+
+
+def walked_at_least(path, count):
+    with path.open("rb") as file:
+        return list(itertools.islice(walk(path, file.fileno()), count))
 
 
 def walked(path):
@@ -115,7 +132,7 @@ def walked(path):
         return list(walk(path, file.fileno()))
 
 
-@pytest.mark.parametrize("window", [512, 1024, 4 << 20])
+@pytest.mark.parametrize("window", [512, 1024, 2048, 4 << 20])
 @settings(deadline=None, max_examples=30)
 @given(
     archive=st.dictionaries(st.tuples(stems, extensions), st.binary(max_size=1500), min_size=1, max_size=8),
@@ -128,22 +145,20 @@ def test_headers_are_found_at_once_in_tars_of_the_usual_kinds(tmp_path_factory, 
     else:
         time = 1700000000.25 if kind == tarfile.PAX_FORMAT else 1700000000
         path.write_bytes(tarred([(".".join(name), body) for name, body in archive.items()], kind, mtime=time))
-    with path.open("rb") as file:
-        found = list_plain(file.fileno(), window_bytes=window)
-    assert found is not None
-    assert plainly(path) == walked(path)
-    assert found.offsets.tolist() == [member.offset for _, member in walked(path)]
+    assert plainly(path, window_bytes=window) == walked(path) != []
 
 
 @settings(deadline=None, max_examples=150)
-@given(archives, st.booleans(), st.integers(0, 10**6), st.integers(0, 255))
-def test_what_is_found_at_once_is_what_is_walked(tmp_path_factory, archive, is_pax, position, value):
+@given(
+    archives, st.booleans(), st.integers(0, 10**6), st.integers(0, 255), st.sampled_from([512, 1024, 4 << 20])
+)
+def test_what_is_found_at_once_is_what_is_walked(tmp_path_factory, archive, is_pax, position, value, window):
     path = tmp_path_factory.mktemp("tar") / "00000.tar"
     members = [(".".join(name), body) for name, body in archive.items()]
     whole = bytearray(tarred(members, mtime=1.5) if is_pax else tarred(members, tarfile.USTAR_FORMAT))
     whole[position % len(whole)] = value
     path.write_bytes(whole)
-    found = plainly(path)
+    found = plainly(path, window_bytes=window)
     # Where it finds anything, walking finds the same, and no fault.
     assert found is None or found == walked(path)
 
@@ -154,6 +169,47 @@ def test_a_tar_within_a_picture_is_no_part_of_it(tmp_path):
     write(path, {("a", "jpg"): inner, ("a", "txt"): b"caption"})
     assert plainly(path) is None
     assert bodies(path) == {("a", "jpg"): inner, ("a", "txt"): b"caption"}
+
+
+def asked(reader):
+    """Bytes of each member that was asked for, by its number."""
+    return {
+        number: bytes(body[begin : begin + size])
+        for members, begins, sizes, body in reader.stretches()
+        for number, begin, size in zip(members.tolist(), begins.tolist(), sizes.tolist(), strict=True)
+    }
+
+
+@settings(deadline=None, max_examples=40)
+@given(archives, st.sampled_from([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT]), st.booleans())
+def test_members_are_read_with_their_headers(tmp_path_factory, archive, kind, is_plain):
+    path = tmp_path_factory.mktemp("tar") / "00000.tar"
+    members = [(".".join(name), body) for name, body in archive.items()]
+    # A name too long for a header has to be walked; what was read before it is not read again.
+    rest = [] if is_plain else [(f"{'k' * 180}.png", b"last")]
+    path.write_bytes(tarred([*members, *rest], kind if is_plain else tarfile.PAX_FORMAT))
+    reader = TarReader(path, extensions=["jpg", "png"])
+    expected = {
+        number: body
+        for number, (name, body) in enumerate([*members, *rest])
+        if name.lower().endswith((".jpg", ".png"))
+    }
+    assert asked(reader) == expected
+    names = zip(reader.members["stem"].to_pylist(), reader.members["extension"].to_pylist(), strict=True)
+    assert [".".join(name) for name in names] == [
+        f"{stem}.{extension.lower()}"
+        for stem, extension in (name.split(".", 1) for name, _ in [*members, *rest])
+    ]
+    assert reader.xxh3_128 == (xxhash.xxh3_128_hexdigest(path.read_bytes()) if is_plain else None)
+
+
+def test_members_longer_than_what_is_in_memory_at_first_are_read(tmp_path):
+    path = tmp_path / "00000.tar"
+    archive = {("a", "jpg"): os.urandom(9 << 20), ("a", "txt"): b"caption", ("b", "jpg"): os.urandom(5 << 20)}
+    write(path, archive)
+    reader = TarReader(path, extensions=["jpg"])
+    assert asked(reader) == {0: archive["a", "jpg"], 2: archive["b", "jpg"]}
+    assert reader.xxh3_128 == xxhash.xxh3_128_hexdigest(path.read_bytes())
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from laion_assets.errors import CorruptParquet, CorruptTar, MisalignedShard, MissingInput
+from laion_assets.errors import CorruptInput, CorruptParquet, CorruptTar, MisalignedShard, MissingInput
 from laion_assets.formats.parquet import read_table
-from laion_assets.formats.publish import Recipe, Tally, vouch
+from laion_assets.formats.publish import Recipe, Tally, done, vouch
 from laion_assets.layout import Layout, ShardId
 from laion_assets.schema import NORMALIZED_IMAGES, ROWS_SET_ASIDE
 from laion_assets.stages.normalized_images import normalize_images
@@ -269,6 +269,21 @@ def test_a_damaged_shard_is_named(tmp_path, damage, error):
     vouch(layout.placed_images(SHARD), Recipe(code_version="2"), lambda: Tally(rows=1))
     with pytest.raises(error, match="00002"):
         normalize_images(SHARD, layout)
+
+
+@pytest.mark.parametrize("name", ["000020000.jpg", "k" * 180 + ".jpg"])
+def test_nothing_is_made_of_a_tar_with_a_changed_byte_wherever_it_is(tmp_path, name):
+    # The second name makes it a tar that is not read at once.
+    layout = lay_down(tmp_path, [row(0)], {"000020000.txt": b"caption", name: picture("red")})
+    tar = layout.images_tar(SHARD)
+    whole = tar.read_bytes()
+    for at in range(7, len(whole), 397):
+        tar.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptInput, match=r"00002\.tar: expected XXH3-128"):
+            normalize_images(SHARD, layout)
+        assert done(layout.normalized_images(SHARD)) is None
+    tar.write_bytes(whole)
+    assert normalized(layout)[0].counts["rows"] == 1
 
 
 def test_a_shard_that_is_not_there_is_named(tmp_path):
