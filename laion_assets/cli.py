@@ -15,7 +15,7 @@ import click
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import track
+from rich.progress import DownloadColumn, Progress, track
 from rich.table import Table
 from rich.text import Text
 
@@ -213,9 +213,9 @@ def check(
 
     The exit code is 1 if a rule that blocks fails; warnings do not change it.
     """
-    from laion_assets.formats.publish import read_manifest
     from laion_assets.partitions import Axis, find_partitions
     from laion_assets.pipeline import STAGES, keys_of
+    from laion_assets.published import partitions_of
     from laion_assets.quality.checks import evaluate, rules_of
     from laion_assets.quality.junit import junit_xml
 
@@ -230,7 +230,8 @@ def check(
         keys = keys_of(stage, found)
         if stage.axis is Axis.SHARD and wanted is not None:
             keys = tuple(key for key in keys if key in wanted)
-        there = [key for key in keys if read_manifest(stage.output(settings.layout, key)) is not None]
+        published = set(partitions_of(settings.layout, stage.name))
+        there = [key for key in keys if key in published]
         for rule in rules_of(stage.name):
             with console.status(Text(f"{stage.name}: {rule.name}")):
                 verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
@@ -263,11 +264,11 @@ def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) ->
     The exit code is 1 if a file is not the one that its manifest vouches for, or if TFDS's folders hold
     another than was published.
     """
-    from laion_assets.dataset_shards import verify_dataset
     from laion_assets.formats import publish, tfds
     from laion_assets.partitions import Axis
     from laion_assets.pipeline import STAGES
     from laion_assets.published import partitions_of
+    from laion_assets.published_dataset import verify_dataset
 
     layout = Settings.load(settings_file).layout
     configs = {layout.dataset(config).stage: config for config in tfds.CONFIGS}
@@ -282,7 +283,7 @@ def verify(settings_file: SettingsOption = None, shards: ShardsOption = None) ->
         before = len(damaged)
         for key in track(keys, stage.name, console=console, transient=True):
             try:
-                manifests.append(publish.verify(stage.output(layout, key)))
+                manifests.append(publish.verify_published(stage.output(layout, key)))
                 if stage.name in configs:
                     verify_dataset(configs[stage.name], layout)
             except (CorruptInput, MissingInput) as error:
@@ -334,6 +335,84 @@ def export(
         f"{counts['files']:,} Parquet files, {manifest.rows:,} rows: {layout.export_folder}",
         soft_wrap=True,
     )
+    return 0
+
+
+@app.command()
+def sync(
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="The folder that TFDS is given as data_dir.")
+    ],
+    settings_file: SettingsOption = None,
+    dataset: Annotated[
+        str, typer.Option("--dataset", metavar="NAME", help="images, embeddings or image_embeddings.")
+    ] = "images",
+    shards: Annotated[
+        str | None,
+        typer.Option("--shards", metavar="RANGE", help="Shards: 00042, or 00000..00024. All by default."),
+    ] = None,
+) -> int:
+    """Copy a published dataset, or some of its shards, to a disk.
+
+    TFDS cannot read object storage, and reads this. Every file is compared with its checksum; what is there
+    already stays, so run it again after an interruption, for more shards, or once more is published.
+    """
+    from laion_assets.dataset_sync import sync_dataset
+    from laion_assets.formats.tfds import CONFIGS
+    from laion_assets.published_dataset import PublishedShard
+
+    settings = Settings.load(settings_file)
+    if dataset not in CONFIGS:
+        raise SettingsError(f"--dataset {dataset}: known are {', '.join(CONFIGS)}")
+    asked = _range(shards)
+    wanted = None if asked is None else {ShardId.parse(key) for key in asked}
+
+    def watch(work: Sequence[PublishedShard]) -> Iterable[PublishedShard]:
+        with Progress(
+            *Progress.get_default_columns(),
+            DownloadColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as progress:
+            task = progress.add_task(dataset, total=sum(shard.bytes for shard in work))
+            for shard in work:
+                yield shard
+                progress.advance(task, shard.bytes)
+
+    report = sync_dataset(dataset, settings.layout, target, wanted, watch)
+    console.print(
+        f"{report.copied:,} shards copied ({decimal(report.bytes)}), {report.kept:,} were there: "
+        f"{report.shards:,} of the {report.shards_published:,} published are in {report.folder}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+@app.command()
+def orphans(
+    settings_file: SettingsOption = None,
+    older_than_days: Annotated[
+        float, typer.Option(min=0, help="Leave out what is younger: it may be about to be published.")
+    ] = 7,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
+) -> int:
+    """Find objects in the store that nothing names any more.
+
+    They are of workers that lost or were killed, or of older versions, and harm nothing but the bill.
+    """
+    from laion_assets.orphans import delete_orphans, find_orphans
+
+    layout = Settings.load(settings_file).layout
+    if not layout.store:
+        raise SettingsError("no store is set, and a data root has no orphans")
+    found = find_orphans(layout, older_than_days=older_than_days)
+    for orphan in found:
+        console.print(f"{orphan.bytes:>16,}  {layout.store}/{orphan.key}", soft_wrap=True)
+    if delete:
+        delete_orphans(layout, found)
+    size = decimal(sum(orphan.bytes for orphan in found))
+    console.print(f"{len(found):,} orphans, {size}{', deleted' if delete and found else ''}")
     return 0
 
 

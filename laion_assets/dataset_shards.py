@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -16,7 +17,6 @@ import pyarrow as pa
 
 from laion_assets.embedding_source import read_embedding_source
 from laion_assets.errors import (
-    CorruptInput,
     CorruptManifest,
     CorruptParquet,
     MissingInput,
@@ -24,13 +24,12 @@ from laion_assets.errors import (
     ShardBusy,
 )
 from laion_assets.formats import parquet, tfds
-from laion_assets.formats.checksums import checksums_of, sha256_of
 from laion_assets.formats.durable import identity, make_folder, sync_file
-from laion_assets.formats.publish import Manifest, done, read_manifest, require, verify
+from laion_assets.formats.publish import Manifest, bring_all, read_manifest, require
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, Output, ShardId
+from laion_assets.layout import MANIFEST_SUFFIX, EmbeddingShardId, Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX
-from laion_assets.published import output_of
+from laion_assets.published import manifests_of, output_of
 from laion_assets.schema import COUNTED, KNOWN_SHARDS, SET_ASIDE_PREFIX, TAG_PREFIX, NsfwTag
 
 # Stages that a shard of examples is made from -> what precedes the names of the counts taken from them; and
@@ -104,12 +103,44 @@ def find_shards(
         if shard is None or not shard.is_of(manifest) or file is None or not shard.has(file):
             shard = _look_at(layout, config, number)
         if shard.settings != settings:
-            raise MissingInput(
-                f"{stage} {ShardId(number)} was not written with vectors of {width} elements: materialize it "
-                "again"
-            )
+            raise _another_width(stage, number, width)
         shards[number] = shard
     return shards
+
+
+def find_stored_shards(
+    config: tfds.Config, layout: Layout, shard_count: int, width: int
+) -> tuple[Mapping[int, DatasetShard], Mapping[int, str]]:
+    """As :func:`find_shards`, in object storage, by manifests alone; and the BLAKE3 of each shard's file."""
+    stage = f"tfds_{config}"
+    manifests = {ShardId.parse(key).number: manifest for key, manifest in manifests_of(layout, stage).items()}
+    if beyond := [number for number in manifests if number >= shard_count]:
+        raise PlanError(
+            f"{stage} {ShardId(beyond[0])} is beyond the {shard_count} shards of {config}: put back what it "
+            f"was made from, or delete its manifest in {layout.store} to leave it out ({len(beyond)} in all)"
+        )
+    if not manifests:
+        raise MissingInput(f"no shard of {stage} is there yet in {layout.store}: materialize {stage} first")
+    if config == "embeddings":
+        bring_all(layout.embeddings(EmbeddingShardId(number)) for number in manifests)
+    # By stage, since a request for each manifest would take long.
+    read = cache(partial(manifests_of, layout))
+    settings = tfds.settings_of(config, width)
+    shards, digests = {}, {}
+    for number, manifest in manifests.items():
+        if manifest.recipe.settings != settings:
+            raise _another_width(stage, number, width)
+        (record,) = manifest.files.values()
+        digests[number] = record.name
+        chain = _chain(manifest, lambda stage, key: read(stage).get(key))
+        shards[number] = _described(layout, manifest, chain, number)
+    return shards, digests
+
+
+def _another_width(stage: str, number: int, width: int) -> MissingInput:
+    return MissingInput(
+        f"{stage} {ShardId(number)} was not written with vectors of {width} elements: materialize it again"
+    )
 
 
 def statuses(folder: Path) -> dict[str, os.stat_result]:
@@ -148,55 +179,6 @@ def add_up(shards: Iterable[DatasetShard]) -> tuple[dict[str, dict[str, int]], d
     return totals, counted
 
 
-def verify_dataset(config: tfds.Config, layout: Layout) -> None:
-    """Compare the files that TFDS reads, shards and metadata, with the record of the last publication.
-
-    A shard that is a link to the file of its stage, as it was then, is not read: it is as whole as that one.
-
-    Raises:
-        MissingInput: if the config is not published.
-        CorruptInput: if the record, or a file, is not the one that was published.
-    """
-    output = layout.dataset(config)
-    verify(output)
-    record, folder = json.loads(output.only.read_bytes()), layout.tfds_version(config)
-    for name, sha256 in record.get("metadata", {}).items():  # which 0.1.0 did not record
-        path = folder / name
-        _check_published(path, path.is_file() and sha256_of(path) == sha256, f"sha256 {sha256}")
-    default = layout.tfds_default_config
-    _check_published(default, tfds.names_default_config(default), "the default config's name")
-    shards = {ShardId.parse(key): shard for key, shard in record["shards"].items()}
-    examples = {shard.number: found["examples"] for shard, found in sorted(shards.items())}
-    numbers = tfds.file_numbers(examples, dense=layout.dense)
-    count = len(numbers) if layout.dense else record["shard_count"]
-    for shard, found in shards.items():
-        if found["examples"]:
-            path = folder / tfds.shard_file_name(numbers[shard.number], count, layout.file_format)
-            version, source = found["data_version"], layout.tfds_shard(config, shard)
-            _check_published(path, _is_shard(path, source, version), f"shard {shard} of version {version}")
-
-
-def _is_shard(path: Path, source: Output, version: str) -> bool:
-    """Whether a file has the contents that a shard had when it was published."""
-    if not path.is_file():
-        return False
-    manifest = done(source)
-    if manifest is not None and manifest.data_version == version and path.samefile(source.only):
-        return True
-    names = (checksums_of(path).blake3, sha256_of(path))  # sha256 named contents until 0.1.0
-    return version in [fingerprint({source.only.name: name}) for name in names]
-
-
-def _check_published(path: Path, is_as_published: bool, expected: str) -> None:
-    if not is_as_published:
-        raise CorruptInput(
-            path,
-            expected=f"{expected}, as it was published",
-            found="another file" if path.exists() else "no file",
-            remedy="Materialize the data set again.",
-        )
-
-
 def _look_at(layout: Layout, config: tfds.Config, number: int) -> DatasetShard:
     """A shard by its manifest, whose files are there in the recorded sizes."""
     output = layout.tfds_shard(config, ShardId(number))
@@ -208,8 +190,20 @@ def _look_at(layout: Layout, config: tfds.Config, number: int) -> DatasetShard:
         inode = output.only.stat().st_ino
     except FileNotFoundError:
         raise ShardBusy(f"{output} is being made again: run this again") from None
-    manifest_inode, manifest_bytes, changed_ns = identity(status)
-    chain = _chain(layout, manifest)
+    chain = _chain(manifest, lambda stage, key: read_manifest(output_of(layout, stage, key)))
+    return _described(layout, manifest, chain, number, identity(status), inode)
+
+
+def _described(
+    layout: Layout,
+    manifest: Manifest,
+    chain: Mapping[str, Manifest],
+    number: int,
+    manifest_identity: tuple[int, int, int] = (0, 0, 0),
+    inode: int = 0,
+) -> DatasetShard:
+    """What a data set has to know of a shard; which files there are is no matter in object storage."""
+    manifest_inode, manifest_bytes, changed_ns = manifest_identity
     return DatasetShard(
         shard=number,
         manifest_inode=manifest_inode,
@@ -229,7 +223,7 @@ def _look_at(layout: Layout, config: tfds.Config, number: int) -> DatasetShard:
     )
 
 
-def _chain(layout: Layout, manifest: Manifest) -> dict[str, Manifest]:
+def _chain(manifest: Manifest, read: Callable[[str, str], Manifest | None]) -> dict[str, Manifest]:
     """A shard's manifest and those of what it was made from; one that was made again since is left out."""
     found, unseen = {manifest.stage: manifest}, [manifest]
     while unseen:
@@ -238,7 +232,7 @@ def _chain(layout: Layout, manifest: Manifest) -> dict[str, Manifest]:
                 continue
             source = None
             with suppress(CorruptManifest):  # which stops its own stage, and need not stop this one
-                source = read_manifest(output_of(layout, stage, manifest.partition))
+                source = read(stage, manifest.partition)
             if source is not None and source.data_version == data_version:
                 found[stage] = source
                 unseen.append(source)

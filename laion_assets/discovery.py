@@ -101,6 +101,9 @@ def _is_younger(sources: Iterable[Path], output: Output) -> bool:
 
 def _look_at_images(layout: Layout, plan: ShardPlan, known: set[str]) -> tuple[list[str], tuple[str, ...]]:
     """Whole shards laid down that the plan lacks; those planned as such, or published, that lack files."""
+    if layout.store:
+        # The folder has copies of some shards; what is laid down in it, a build on this machine takes in.
+        return [], ()
     names = set(names_in(layout.images_folder))
     sample = layout.placed_images(ShardId(0))
     suffixes = [name.removeprefix(sample.partition) for name in sample.names]

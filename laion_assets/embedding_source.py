@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from laion_assets.errors import CorruptManifest
+from laion_assets.formats.publish import bring
 from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import EmbeddingShardId, Layout
 
@@ -82,7 +83,10 @@ def read_embedding_source(layout: Layout, shard: EmbeddingShardId) -> EmbeddingS
     Raises:
         CorruptManifest: if the record is not one.
     """
-    path: Path = layout.embeddings(shard).only
+    output = layout.embeddings(shard)
+    path: Path = output.only
+    if output.store:
+        bring(output)
     try:
         document = unseal(path.read_bytes())
         metadata = document["metadata"]

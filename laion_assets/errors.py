@@ -13,7 +13,8 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
     │   ├── NotWritable            a read-only disk, or a folder of another user's
     │   ├── TooManyOpenFiles       the limit on open files is too low
     │   ├── FileTooLong            a file outgrew the limit on its size
-    │   └── DeviceFailed           the disk did not read or write
+    │   ├── DeviceFailed           the disk did not read or write
+    │   └── StoreUnavailable       the object store does not answer, or refuses
     └── CorruptInput           a file is not what it claims to be
         ├── CorruptParquet
         ├── CorruptTar
@@ -85,6 +86,10 @@ class FileTooLong(StorageError):
 
 class DeviceFailed(StorageError):
     """The disk did not read or write."""
+
+
+class StoreUnavailable(StorageError):
+    """The object store does not answer, or refuses."""
 
 
 class CorruptInput(LaionAssetsError):

@@ -21,6 +21,9 @@ MANIFEST_SUFFIX: Final = ".manifest.json"
 IMAGES_MANIFEST_SUFFIX: Final = ".manifest"
 """As :data:`MANIFEST_SUFFIX`, of images; versions until 0.1.0 wrote the other one there, too."""
 
+OBJECTS_FOLDER: Final = "objects"
+"""Folder of a stage's files in object storage, beside the manifests that name them."""
+
 DATASET_NAME: Final = "laion400m"
 DATASET_VERSION: Final = "1.0.0"
 
@@ -83,6 +86,9 @@ class Output:
         logs: those of the names that tell of the run and not of the data: equal inputs need not give equal
             bytes. They are published and checksummed like the others, and count in no data version.
         manifest_suffix: what follows the partition key in the manifest's name.
+        store: URL of the object storage that holds the partition, of which the folder has a copy; "" where
+            the folder itself does.
+        place: name of the folder in there.
     """
 
     stage: str
@@ -91,6 +97,8 @@ class Output:
     names: tuple[str, ...]
     logs: tuple[str, ...] = ()
     manifest_suffix: str = MANIFEST_SUFFIX
+    store: str = ""
+    place: str = ""
 
     def __str__(self) -> str:
         return self.stage if self.partition == self.stage else f"{self.stage} {self.partition}"
@@ -109,6 +117,25 @@ class Output:
     def lease(self) -> Path:
         """Locked by the one process that may write these files."""
         return self.folder / ".leases" / f"{self.partition}.lock"
+
+    @cached_property
+    def copy_lock(self) -> Path:
+        """Locked by whoever changes the copy of what object storage holds."""
+        return self.folder / ".leases" / f"{self.partition}.copy.lock"
+
+    @cached_property
+    def manifest_key(self) -> str:
+        """Where the manifest is in object storage: the one object that says what the partition is."""
+        return f"{self.place}/{self.manifest.name}"
+
+    def object_key(self, name: str, digest: str) -> str:
+        """Where a file is in object storage: its contents are part of the name, so it is never another.
+
+        Args:
+            name: of the file.
+            digest: BLAKE3 of its contents, hexadecimal.
+        """
+        return f"{self.place}/{OBJECTS_FOLDER}/{digest[:32]}/{name}"
 
     @cached_property
     def draft(self) -> Path:
@@ -143,14 +170,19 @@ class Layout:
             folders of its own, so that both can be there at once.
         dense: whether the data sets number the shards that are there without gaps; these have folders of
             their own, too.
+        store: URL of object storage (``s3://bucket/prefix``) that holds what is published, of which the root
+            then has copies; "" where the root itself does.
     """
 
     root: Path
     file_format: FileFormat = "tfrecord"
     dense: bool = False
+    store: str = ""
 
-    def _output(self, stage: str, partition: str, *names: str) -> Output:
-        return Output(stage=stage, partition=partition, folder=self.root / stage, names=names)
+    def _output(self, stage: str, partition: str, *names: str, folder: Path | None = None) -> Output:
+        folder = folder or self.root / stage
+        output = Output(stage=stage, partition=partition, folder=folder, names=names)
+        return replace(output, store=self.store, place=folder.name) if self.store else output
 
     def _of_format(self, name: str) -> Path:
         return self.root / (name if self.file_format == "tfrecord" else f"{name}_{self.file_format}")
@@ -197,13 +229,9 @@ class Layout:
 
     def placed_images(self, shard: ShardId) -> Output:
         """The three files of one shard as img2dataset itself writes them."""
-        return Output(
-            stage="images",
-            partition=str(shard),
-            folder=self.images_folder,
-            names=(f"{shard}.tar", f"{shard}.parquet", f"{shard}_stats.json"),
-            manifest_suffix=IMAGES_MANIFEST_SUFFIX,
-        )
+        names = (f"{shard}.tar", f"{shard}.parquet", f"{shard}_stats.json")
+        output = self._output("images", str(shard), *names, folder=self.images_folder)
+        return replace(output, manifest_suffix=IMAGES_MANIFEST_SUFFIX)
 
     @property
     def images_folder(self) -> Path:
@@ -301,22 +329,23 @@ class Layout:
     def dataset(self, config: str) -> Output:
         """Record of the last publication of one config: which shards it holds."""
         stage = f"{DATASET_NAME}_{config}"
-        folder = self._of_datasets("published")
-        return Output(stage=stage, partition=stage, folder=folder, names=(f"{config}.json",))
+        return self._output(stage, stage, f"{config}.json", folder=self._of_datasets("published"))
 
     def tfds_shard(self, config: str, shard: ShardId) -> Output:
         """One shard of a config."""
         stage = f"tfds_{config}"
-        output = self._output(stage, str(shard), f"{shard}.{self.file_format}")
-        return replace(output, folder=self._of_format(stage))
+        folder = self._of_format(stage)
+        return self._output(stage, str(shard), f"{shard}.{self.file_format}", folder=folder)
 
     def known_shards(self, config: str) -> Path:
         """What the last publication of a config read in its shards' manifests; not needed, but quick."""
         return self._of_datasets("published") / ".known" / f"{config}.parquet"
 
     def catalog(self) -> Output:
-        """DuckDB views over every stage."""
-        return self._output("catalog", "catalog", "catalog.duckdb")
+        """DuckDB views over every stage: of paths, so each machine has its own."""
+        return Output(
+            stage="catalog", partition="catalog", folder=self.root / "catalog", names=("catalog.duckdb",)
+        )
 
     def dataset_report(self) -> Output:
         """Figures, plots and contact sheets of the data set."""
@@ -333,9 +362,10 @@ class Layout:
     # -- the same rows for other readers ----------------------------------------------------------
 
     def parquet_shard(self, config: str, shard: ShardId) -> Output:
-        """One shard of a config in Parquet, and its sha256 in the words of sha256sum."""
-        table = f"{shard}.parquet"
-        return self._output(f"parquet_{config}", str(shard), table, f"{table}.sha256")
+        """One shard of a config in Parquet, and its sha256 in the words of sha256sum; never in a store."""
+        stage, table = f"parquet_{config}", f"{shard}.parquet"
+        names = (table, f"{table}.sha256")
+        return Output(stage=stage, partition=str(shard), folder=self.root / stage, names=names)
 
     @property
     def export_folder(self) -> Path:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from laion_assets.errors import CorruptManifest, CorruptParquet, MisalignedShard, MissingInput
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Recipe, Tally, read_manifest
+from laion_assets.formats.publish import Recipe, Tally, bring, read_manifest
 from laion_assets.formats.tar_headers import Member
 from laion_assets.formats.webdataset import index_tar
 from laion_assets.formats.webdataset import is_ours as is_our_tar
@@ -164,6 +164,7 @@ def _check_urls(shard: ShardId, layout: Layout, placed: pa.Table) -> None:
     output = layout.samples(shard)
     if read_manifest(output) is None:
         return
+    bring(output)
     samples = parquet.read_table(output.only, SAMPLES, columns=["key", "url"], and_more=True).sort_by("key")
     path = layout.images_table(shard)
     if samples.num_rows != placed.num_rows:

@@ -12,6 +12,7 @@ from typing import Final
 import pyarrow as pa
 
 from laion_assets.errors import CorruptManifest, MissingInput, PlanError
+from laion_assets.formats.publish import bring
 from laion_assets.formats.sealed import fingerprint, seal, unseal
 from laion_assets.keys import sample_keys
 from laion_assets.layout import Layout, ShardId
@@ -154,8 +155,11 @@ class ShardPlan:
             MissingInput: if there is none yet.
             CorruptManifest: if the file is no plan.
         """
-        path = layout.shard_plan().only
+        output = layout.shard_plan()
+        path = output.only
         try:
+            if output.store:
+                bring(output)
             document = unseal(path.read_bytes())
         except FileNotFoundError:
             raise MissingInput(f"there is no shard plan yet ({path}): materialize shard_plan first") from None

@@ -127,7 +127,7 @@ def write_provenance(folder: Path, document: Mapping[str, Any]) -> None:
 
 def _origin(layout: Layout, entry: PlanEntry) -> dict[str, Any]:
     """URL and size in bytes of a part's raw file; none of a file of this machine, or one since replaced."""
-    with suppress(FileNotFoundError, CorruptManifest):
+    with suppress(FileNotFoundError, MissingInput, CorruptManifest):
         source = read_source(layout, entry.part)
         if source.sha256 == entry.sha256:
             url = source.location if "://" in source.location else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from laion_assets.formats.publish import Manifest, done, read_manifest
+from laion_assets.formats import store_listing
+from laion_assets.formats.publish import Manifest, done, read_copy, read_manifest
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, Output, ShardId
 from laion_assets.outcomes import count_passing
@@ -71,8 +72,19 @@ def sample_output(layout: Layout, stage: str) -> Output:
 def partitions_of(layout: Layout, stage: str) -> tuple[str, ...]:
     """Keys of a stage's published partitions, ascending."""
     if stage in _UNPARTITIONED:
-        return (stage,) if output_of(layout, stage, stage).manifest.exists() else ()
+        return (stage,) if is_published(output_of(layout, stage, stage)) else ()
     return partitions_beside(sample_output(layout, stage))
+
+
+def changed_at(layout: Layout, stage: str) -> int:
+    """When, in nanoseconds, a partition of a stage was last published or withdrawn, as is known here."""
+    output = sample_output(layout, stage)
+    return store_listing.changed_at(output) if output.store else output.folder.stat().st_mtime_ns
+
+
+def is_published(output: Output) -> bool:
+    """Whether a partition has a manifest; where that is in object storage, it is asked for."""
+    return (read_manifest(output) is not None) if output.store else output.manifest.exists()
 
 
 def partitions_beside(output: Output) -> tuple[str, ...]:
@@ -99,6 +111,9 @@ def _suffixes(output: Output) -> tuple[str, ...]:
 def _keys(output: Output) -> Iterator[str]:
     """Keys of the manifests of an output's stage, in no order."""
     suffixes = _suffixes(output)
+    if output.store:
+        yield from store_listing.refresh(output)
+        return
     if not output.folder.is_dir():
         return
     with os.scandir(output.folder) as entries:
@@ -115,6 +130,8 @@ def whole_partitions(layout: Layout, stage: str) -> frozenset[str]:
     is missing, which older versions and img2dataset did not write, the manifest is asked.
     """
     keys = partitions_of(layout, stage)
+    if sample_output(layout, stage).store:
+        return frozenset(keys)  # files are put before manifests
     folder = sample_output(layout, stage).folder
     names = {path.name for path in folder.iterdir()} if keys else set()
 
@@ -132,8 +149,21 @@ def manifests_of(layout: Layout, stage: str) -> dict[str, Manifest]:
     Raises:
         CorruptManifest: if a manifest cannot be read.
     """
-    found = {key: read_manifest(output_of(layout, stage, key)) for key in partitions_of(layout, stage)}
+    keys = partitions_of(layout, stage)
+    if stage in _UNPARTITIONED:
+        found = {key: read_manifest(output_of(layout, stage, key)) for key in keys}
+    else:  # of object storage, they were copied when their names were listed
+        found = {key: read_copy(output_of(layout, stage, key)) for key in keys}
     # One may have been withdrawn since the folder was listed.
+    return {key: manifest for key, manifest in found.items() if manifest is not None}
+
+
+def done_partitions(layout: Layout, stage: str, keys: Sequence[str]) -> dict[str, Manifest]:
+    """Partition -> manifest of those of the keys that are done, as :func:`publish.done` has it."""
+    if sample_output(layout, stage).store and len(keys) > 1:
+        there = manifests_of(layout, stage)
+        return {key: there[key] for key in keys if key in there}
+    found = {key: done(output_of(layout, stage, key)) for key in keys}
     return {key: manifest for key, manifest in found.items() if manifest is not None}
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 from laion_assets.errors import CorruptManifest
+from laion_assets.formats.publish import bring
 from laion_assets.formats.sealed import seal, unseal
 from laion_assets.layout import Layout
 
@@ -37,7 +38,9 @@ def read_source(layout: Layout, part: str) -> RawSource:
     Raises:
         CorruptManifest: if the record is not one.
     """
-    path = layout.raw_source(part)
+    path, output = layout.raw_source(part), layout.raw_metadata(part)
+    if output.store:
+        bring(output, [path.name])
     try:
         return RawSource(**unseal(path.read_bytes()))
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,13 @@ class Settings(BaseSettings):
     )
 
     data_root: Path = Path("data")
-    """Folder of every stage's files."""
+    """Folder of every stage's files; with ``store``, of copies of those that this machine works with."""
+    store: str = ""
+    """Object storage that holds what is published, for many machines: ``s3://bucket/prefix``, ``gs://`` or
+    ``az://``, with credentials from the usual environment. Empty: the data root itself does."""
+    scratch_bytes: int = Field(default=0, ge=0)
+    """With ``store``, how much of it the data root may hold: copies that were not used for longest are
+    removed before a partition is made. 0: all that was ever used here."""
     dagster_home: Path = Path("dagster_home")
     """Folder of Dagster's records, unless the environment's DAGSTER_HOME names another."""
     rows_per_shard: int = Field(default=10_000, ge=1, le=1_000_000)
@@ -136,6 +143,13 @@ class Settings(BaseSettings):
     automation: AutomationSettings = AutomationSettings()
     quality: Thresholds = Thresholds()
     records: RecordSettings = RecordSettings()
+
+    @field_validator("store")
+    @classmethod
+    def _is_known_store(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(s3|gs|az)://[^/?#@]+(/[^/?#@]+)*/?", value):
+            raise ValueError(f"is {value!r}: expected s3://bucket/prefix, gs://... or az://...")
+        return value.rstrip("/")
 
     @classmethod
     def load(cls, file: Path | None = None) -> Settings:
@@ -184,7 +198,7 @@ class Settings(BaseSettings):
     @property
     def layout(self) -> Layout:
         """Paths below the data root."""
-        return Layout(self.data_root, self.tfds.format, self.tfds.dense)
+        return Layout(self.data_root, self.tfds.format, self.tfds.dense, self.store)
 
     def raw_files(self) -> dict[str, str]:
         """Part -> the file or URL it is read from, in order of the sources and then of the names.

@@ -81,6 +81,8 @@ def check_room_for_export(settings: Settings, shards: Mapping[tfds.Config, Seque
 
 
 def _check(settings: Settings, needed: int) -> None:
+    if settings.store and settings.scratch_bytes:
+        needed = min(needed, settings.scratch_bytes)
     free = free_bytes(settings.data_root)
     if settings.check_space and needed > free:
         raise DiskFull(

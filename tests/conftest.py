@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from object_storage import serving_s3
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -31,6 +32,21 @@ def program():
         pytest.skip(message)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A server of object storage, moto's, on 127.0.0.1."""
+    with serving_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3, monkeypatch) -> str:
+    """URL of an empty place in object storage, which the environment leads to."""
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3.new_store()
 
 
 @pytest.fixture(autouse=True)

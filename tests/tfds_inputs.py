@@ -222,8 +222,7 @@ def _write_normalized(output: Any, table: pa.Table, inputs: Mapping[str, str] = 
 def _publish_anew(
     output: Any, write: Callable[[Draft], Tally], inputs: Mapping[str, str] = MappingProxyType({})
 ) -> Manifest:
-    output.manifest.unlink(missing_ok=True)
-    return publish(output, Recipe(code_version="test", inputs=dict(inputs)), write)
+    return publish(output, Recipe(code_version="test", inputs=dict(inputs)), write, again=True)
 
 
 def _write_tar(draft: Draft, name: str, rows: Sequence[Row]) -> list[int]:

@@ -11,9 +11,9 @@ import dagster as dg
 
 from laion_assets.defs.checks import evaluation_of, latest_materializations
 from laion_assets.errors import MissingInput
-from laion_assets.formats.publish import manifest_path
 from laion_assets.partitions import Axis, Partitions, batches
 from laion_assets.pipeline import STAGES, Stage
+from laion_assets.published import partitions_of
 from laion_assets.quality.checks import evaluate, rules_of
 from laion_assets.settings import Settings
 
@@ -65,7 +65,8 @@ def _check(
 
     Once all are recorded, Dagster fails the step if one failed that blocks.
     """
-    there = [key for key in keys if manifest_path(stage.output(settings.layout, key)).exists()]
+    published = set(partitions_of(settings.layout, stage.name))
+    there = [key for key in keys if key in published]
     context.log.info("%s: %d of %d are there", stage.name, len(there), len(keys))
     targets = latest_materializations(context.instance, stage.name, there)
     for rule in rules_of(stage.name):

@@ -22,6 +22,7 @@ from laion_assets.errors import DiskFull, LaionAssetsError
 from laion_assets.formats.publish import Manifest, done
 from laion_assets.pipeline import Stage, upstream_of
 from laion_assets.quality.checks import Rule, Verdict
+from laion_assets.scratch import trim_copies
 from laion_assets.settings import Settings
 from laion_assets.space import check_room
 from laion_assets.text import printable, with_printable_errors
@@ -82,6 +83,7 @@ def materialize_partitions(
         try:
             if key in full:
                 raise full[key]
+            trim_copies(settings)
             manifest = _run(context, stage, settings, key, watcher)
             metadata = metadata_of(stage, settings, manifest)
         except (LaionAssetsError, OSError) as error:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from laion_assets.formats.publish import done
 from laion_assets.partitions import Axis, find_partitions
 from laion_assets.pipeline import STAGES, Stage, is_asked_for, keys_of
+from laion_assets.published import done_partitions
 from laion_assets.settings import Settings
 
 
@@ -28,9 +28,10 @@ def stage_statuses(settings: Settings, instance: dg.DagsterInstance) -> list[Sta
     found = find_partitions(settings)
     statuses = []
     for stage in STAGES:
-        manifests = {key: done(stage.output(settings.layout, key)) for key in keys_of(stage, found)}
-        published = [manifest for manifest in manifests.values() if manifest is not None]
-        undone = {key for key, manifest in manifests.items() if manifest is None}
+        keys = keys_of(stage, found)
+        manifests = done_partitions(settings.layout, stage.name, keys)
+        published = list(manifests.values())
+        undone = set(keys) - manifests.keys()
         if not is_asked_for(stage.name, settings):
             undone = set()
         failed = undone & _failed(stage, instance)

@@ -5,6 +5,11 @@ manifest, which holds their checksums; all are synced, the old manifest is remov
 place and the new manifest last. So a kill at any point leaves either the old partition, no partition, or
 the new one: a file under its final name counts for nothing until a manifest vouches for it.
 
+Where the layout names object storage, that is what counts, and the folder has a copy of it. Files are put
+there under names that their contents are part of, and then the manifest, which is refused if another worker
+put one since this one looked: of two that make one partition, one wins, and the other takes what it made.
+Leases hold only among the processes of one machine.
+
 And one way to read: what a stage reads is named to :func:`publish`, which keeps others from replacing it
 meanwhile and lets nothing be published that was made of a file that is not, byte for byte, the one its
 manifest vouches for. Each is verified before it is read; or, where it is large and its reader expects the
@@ -13,20 +18,20 @@ worst of it anyway, as pictures and their tars come from anywhere, while it is r
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
 from laion_assets import __version__
-from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, ShardBusy
+from laion_assets.errors import CorruptInput, MissingInput, ShardBusy
+from laion_assets.formats import store_copy
 from laion_assets.formats.checksums import checksums_of, sha256_of, xxh3_128_of
 from laion_assets.formats.durable import (
     identity,
@@ -35,97 +40,19 @@ from laion_assets.formats.durable import (
     sync_file,
     sync_folder,
 )
-from laion_assets.formats.sealed import fingerprint, seal, unseal
+from laion_assets.formats.lease import lease
+from laion_assets.formats.manifest import (
+    FileRecord,
+    Manifest,
+    Recipe,
+    Tally,
+    parse_manifest,
+    write_manifest,
+)
+from laion_assets.formats.object_store import Version
 from laion_assets.layout import Output
 
-_MANIFEST_FORMAT: Final = 5
-_READ_FORMATS: Final = (1, 2, 3, 4, _MANIFEST_FORMAT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything a partition's bytes follow from; equal recipes need no second run.
-
-    Attributes:
-        code_version: version of the stage's code.
-        settings: fingerprint of the settings that shape the bytes.
-        inputs: name of each input -> its data version.
-    """
-
-    code_version: str
-    settings: str = ""
-    inputs: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """What a stage did with a partition's rows.
-
-    Attributes:
-        rows: rows the partition holds.
-        counts: what became of the rows, or was found in them, by name.
-    """
-
-    rows: int
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """Size in bytes and checksums (hexadecimal) of one file, and whether it is a log of the run."""
-
-    bytes: int
-    is_log: bool = False  # what manifests of format 1 and 2 do not say
-    blake3: str | None = None  # since format 5
-    xxh3_128: str | None = None  # since format 4
-    sha256: str | None = None  # until format 4
-
-    @property
-    def name(self) -> str:
-        """The checksum that names the contents."""
-        name = self.blake3 or self.sha256
-        assert name is not None
-        return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What was published for one partition, and from what; every stage's report.
-
-    Attributes:
-        stage: name of the stage.
-        partition: partition key.
-        recipe: what the bytes follow from.
-        files: file name -> size and checksum.
-        rows: rows the partition holds.
-        counts: what became of the rows, by name.
-        seconds: wall-clock time of the run that wrote it.
-        versions: versions of what wrote it.
-    """
-
-    stage: str
-    partition: str
-    recipe: Recipe
-    files: Mapping[str, FileRecord]
-    rows: int
-    counts: Mapping[str, int]
-    seconds: float
-    versions: Mapping[str, str]
-
-    @property
-    def data_version(self) -> str:
-        """Hexadecimal digest of the files' names and contents, logs aside: equal bytes, equal version."""
-        return fingerprint({name: record.name for name, record in self.files.items() if not record.is_log})
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(record.bytes for record in self.files.values())
-
-    @property
-    def data_bytes(self) -> int:
-        """Size of the files that are no logs: equal inputs, equal size."""
-        return sum(record.bytes for record in self.files.values() if not record.is_log)
+__all__ = ["Draft", "FileRecord", "Manifest", "Recipe", "Tally"]
 
 
 class Draft:
@@ -194,18 +121,15 @@ def publish(
         StorageError: if the disk, its rights or the limits do not let it be written.
     """
 
-    def existing() -> Manifest | None:
-        if again:
-            return None
-        found = done(output)
-        is_current = found is not None and found.recipe == recipe and (also_intact is None or also_intact())
-        return found if is_current else None
+    def is_current(found: Manifest) -> bool:
+        return not again and found.recipe == recipe and (also_intact is None or also_intact())
 
-    def make(started: float) -> Manifest:
+    def make(started: float, replaced: Version | None) -> Manifest:
+        bring_all(reads)
         with ExitStack() as held:
             late, draft = [], Draft(output)
             for source in reads:
-                held.enter_context(_lease(source, shared=True))
+                held.enter_context(lease(source, shared=True))
                 for file in _files(source, recipe):
                     if file.path in digested:
                         late.append(file)
@@ -219,9 +143,9 @@ def publish(
                 raise
             for file in late:
                 _verify_once(file, draft.noted.get(file.path))
-            return _commit(output, recipe, tally, started, output.names)
+            return _commit(output, recipe, tally, started, output.names, replaced)
 
-    return _publish(output, existing, make)
+    return _publish(output, is_current, make)
 
 
 def vouch(output: Output, recipe: Recipe, check: Callable[[], Tally]) -> Manifest:
@@ -236,12 +160,11 @@ def vouch(output: Output, recipe: Recipe, check: Callable[[], Tally]) -> Manifes
         ShardBusy: if another process is writing this partition.
         StorageError: if the manifest cannot be written.
     """
-
-    def existing() -> Manifest | None:
-        found = done(output)
-        return found if found is not None and found.recipe == recipe else None
-
-    return _publish(output, existing, lambda started: _commit(output, recipe, check(), started, ()))
+    return _publish(
+        output,
+        lambda found: found.recipe == recipe,
+        lambda started, replaced: _commit(output, recipe, check(), started, (), replaced),
+    )
 
 
 def withdraw(output: Output) -> None:
@@ -250,7 +173,9 @@ def withdraw(output: Output) -> None:
     Raises:
         ShardBusy: if another process is writing or reading it.
     """
-    with _lease(output):
+    with lease(output):
+        if output.store:
+            store_copy.withdraw(output)
         for path in (output.manifest, output.older_manifest):
             path.unlink(missing_ok=True)
         sync_folder(output.folder)
@@ -263,21 +188,23 @@ def read_manifest(output: Output) -> Manifest | None:
 
     Raises:
         CorruptManifest: if there is one that cannot be read.
+        StoreUnavailable: if it is in object storage that does not answer.
+    """
+    return store_copy.stored_manifest(output) if output.store else read_copy(output)
+
+
+def read_copy(output: Output) -> Manifest | None:
+    """As :func:`read_manifest`, of the copy of what was in object storage when it was last looked at.
+
+    Raises:
+        CorruptManifest: if there is one that cannot be read.
     """
     path = manifest_path(output)
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        return _parse(unseal(data), output)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptManifest(
-            path,
-            expected=f"a manifest of format {_MANIFEST_FORMAT}",
-            found=f"{type(error).__name__}: {error}",
-            remedy="Delete it to have the partition made again.",
-        ) from error
+    return parse_manifest(data, output, path)
 
 
 def manifest_path(output: Output) -> Path:
@@ -296,54 +223,126 @@ def done(output: Output) -> Manifest | None:
 def require(output: Output) -> Manifest:
     """The manifest of an input that must be there, its files having the recorded sizes.
 
+    Of files in object storage nothing is asked, and none of them comes here; see :func:`bring`.
+
     Raises:
         MissingInput: if the partition is not published.
         CorruptInput: if a file is gone or has another size than its manifest says.
+        StoreUnavailable: if it is in object storage that does not answer.
     """
     manifest = read_manifest(output)
     if manifest is None:
         raise MissingInput(f"{output} is not there yet: materialize {output.stage} first ({output.manifest})")
-    for name, record in manifest.files.items():
-        _check_size(output, name, record)
+    if not output.store:
+        _check_sizes(output, manifest)
     return manifest
 
 
+def bring(output: Output, names: Collection[str] | None = None) -> Manifest:
+    """As :func:`require`, and its files can be opened: those in object storage are fetched, if need be.
+
+    Args:
+        output: the partition.
+        names: which of its files are needed; all by default.
+    """
+    return store_copy.bring(output, names) if output.store else require(output)
+
+
+def bring_all(outputs: Iterable[Output], *, file: int | None = None) -> None:
+    """As :func:`bring`, of many partitions; what is not in object storage is not looked at.
+
+    Args:
+        outputs: the partitions.
+        file: which of their files is needed, by its place among the names; all by default.
+    """
+    store_copy.bring_all([output for output in outputs if output.store], file)
+
+
+def read_ranges(
+    output: Output, manifest: Manifest, name: str, starts: Sequence[int], lengths: Sequence[int]
+) -> list[bytes]:
+    """Parts of one of a partition's files; of one in object storage that is not here, these parts alone.
+
+    Args:
+        output: the partition.
+        manifest: its manifest.
+        name: of the file.
+        starts: at which byte each part begins.
+        lengths: how many bytes it has; fewer come where the file ends before.
+    """
+    return store_copy.read_ranges(output, manifest, name, starts, lengths)
+
+
 def verify(output: Output) -> Manifest:
-    """As :func:`require`, and every file's bytes are read and compared by their checksum.
+    """As :func:`bring`, and every file's bytes are read and compared by their checksum.
 
     Raises:
         MissingInput: if the partition is not published.
         CorruptInput: if a file is not the one its manifest vouches for.
     """
-    manifest = require(output)
+    manifest = bring(output)
     for file in _files_of(output, manifest):
         _verify(file)
     return manifest
+
+
+def verify_published(output: Output) -> Manifest:
+    """As :func:`verify`, of what object storage holds, where the partition is there; no copy is kept."""
+    return store_copy.verify_objects(output) if output.store else verify(output)
 
 
 # -- how it is done ---------------------------------------------------------------------------------------
 
 
 def _publish(
-    output: Output, existing: Callable[[], Manifest | None], make: Callable[[float], Manifest]
+    output: Output,
+    is_current: Callable[[Manifest], bool],
+    make: Callable[[float, Version | None], Manifest],
 ) -> Manifest:
     # Looked at without the lease first: what is done stays readable while others read or write it.
-    if found := existing():
+    found, _ = _look(output)
+    if found is not None and is_current(found):
         _tidy(output)
         return found
     with naming_storage_errors(output, output.folder):
         make_folder(output.folder)
-        with _lease(output):
-            if found := existing():
+        with lease(output):
+            found, version = _look(output)
+            if found is not None and is_current(found):
                 return found
+            if output.store and version is None and (kept := _kept_here(output, is_current)) is not None:
+                return _send(output, kept, output.folder, (), None)
             started = time.monotonic()
             _make_draft(output.draft)
             try:
-                manifest = make(started)
+                manifest = make(started, version)
             finally:
                 _remove_draft(output.draft)
             output.journal.unlink(missing_ok=True)
             return manifest
+
+
+def _look(output: Output) -> tuple[Manifest | None, Version | None]:
+    return store_copy.look(output) if output.store else (done(output), None)
+
+
+def _kept_here(output: Output, is_current: Callable[[Manifest], bool]) -> Manifest | None:
+    """What was published before there was an object storage, or what this lost, if it is as it should be."""
+    here = replace(output, store="")
+    with suppress(MissingInput, CorruptInput):
+        if is_current(require(here)):
+            manifest = verify(here)
+            return manifest if all(record.blake3 for record in manifest.files.values()) else None
+    return None
+
+
+def _send(
+    output: Output, manifest: Manifest, folder: Path, drafted: Sequence[str], replaced: Version | None
+) -> Manifest:
+    sent = store_copy.send(output, manifest, folder, replaced)
+    if sent is manifest:
+        store_copy.install(output, manifest, drafted)
+    return sent
 
 
 def _make_draft(draft: Path) -> None:
@@ -361,35 +360,11 @@ def _remove_draft(draft: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-@contextmanager
-def _lease(output: Output, *, shared: bool = False) -> Iterator[None]:
-    """Hold a partition: to write it, or, shared with others, to read it."""
-    with _open_lease(output.lease) as file:
-        try:
-            # The kernel releases the lock when its holder dies, so no lease is ever stale.
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardBusy(
-                f"{output} is being {'written' if shared else 'written or read'} by another process: wait "
-                "for it to end, then run this again"
-            ) from None
-        yield
-
-
-def _open_lease(lease: Path) -> IO[str]:
-    # NFS shares a lock only of what is open for reading, and gives it alone only of what is open for writing.
-    try:
-        return lease.open("a+")
-    except FileNotFoundError:
-        lease.parent.mkdir(parents=True, exist_ok=True)
-        return lease.open("a+")
-
-
 def _tidy(output: Output) -> None:
     """Remove what a run left that was killed after it had published."""
     if output.journal.exists() or output.draft.exists():
         # Whoever holds the lease does it at the end; what cannot be removed is in nobody's way.
-        with suppress(ShardBusy, OSError), _lease(output):
+        with suppress(ShardBusy, OSError), lease(output):
             output.journal.unlink(missing_ok=True)
             shutil.rmtree(output.draft, ignore_errors=True)
 
@@ -411,9 +386,14 @@ def _files_of(output: Output, manifest: Manifest) -> list[_File]:
 
 def _files(source: Output, recipe: Recipe) -> list[_File]:
     """The files of an input, once it is seen to be the one that the recipe was written for."""
-    manifest = require(source)
+    # A copy is not replaced while it is leased.
+    manifest = read_copy(source) if source.store else require(source)
+    if manifest is None:
+        raise ShardBusy(f"{source} went away just now: run this again")
     if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != manifest.data_version:
         raise ShardBusy(f"{source} was made again just now: run this again")
+    if source.store and not all(source.path(name).exists() for name in manifest.files):
+        bring(source)  # some were removed, to make room, before they were leased
     return _files_of(source, manifest)
 
 
@@ -440,45 +420,50 @@ def _verify(file: _File, noted: str | None = None) -> None:
         else ("sha256", record.sha256, sha256_of(path))
     )
     if found != recorded:
+        cure = f"delete {manifest_path(file.output)} to have the partition made again"
         raise CorruptInput(
             path,
             expected=f"{kind} {recorded}",
             found=found,
-            remedy="The file changed after it was published: restore it, or delete "
-            f"{manifest_path(file.output)} to have the partition made again.",
+            remedy="The file changed after it was published: "
+            + ("delete it, and it is fetched again." if file.output.store else f"restore it, or {cure}."),
         )
 
 
-def _check_size(output: Output, name: str, record: FileRecord) -> None:
-    path = output.path(name)
-    try:
-        found = f"{path.stat().st_size} bytes"
-    except FileNotFoundError:
-        found = "no file"
-    if found != f"{record.bytes} bytes":
-        raise CorruptInput(
-            path,
-            expected=f"{record.bytes} bytes",
-            found=found,
-            remedy=f"Materialize {output} again.",
-        )
+def _check_sizes(output: Output, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        path = output.path(name)
+        try:
+            found = f"{path.stat().st_size} bytes"
+        except FileNotFoundError:
+            found = "no file"
+        if found != f"{record.bytes} bytes":
+            raise CorruptInput(
+                path,
+                expected=f"{record.bytes} bytes",
+                found=found,
+                remedy=f"Materialize {output} again.",
+            )
 
 
-def _commit(output: Output, recipe: Recipe, tally: Tally, started: float, drafted: Sequence[str]) -> Manifest:
+def _commit(
+    output: Output,
+    recipe: Recipe,
+    tally: Tally,
+    started: float,
+    drafted: Sequence[str],
+    replaced: Version | None,
+) -> Manifest:
     """Put the drafted files and then the manifest in place; files that are not drafted are there already."""
-    manifest = _describe(output, recipe, tally, output.draft if drafted else output.folder, started)
-    # Not asdict, which copies deeply and takes a millisecond.
-    document = {
-        "format": _MANIFEST_FORMAT,
-        **vars(manifest),
-        "recipe": vars(recipe),
-        "files": {name: vars(record) for name, record in manifest.files.items()},
-        "data_version": manifest.data_version,
-    }
-    draft = output.draft / output.manifest.name
-    draft.write_bytes(seal(document))
-    for name in (*drafted, draft.name):
+    folder = output.draft if drafted else output.folder
+    manifest = _describe(output, recipe, tally, folder, started)
+    for name in drafted:
         sync_file(output.draft / name)
+    if output.store:
+        return _send(output, manifest, folder, drafted, replaced)
+    draft = output.draft / output.manifest.name
+    draft.write_bytes(write_manifest(manifest))
+    sync_file(draft)
     if drafted:
         manifests = (output.manifest, output.older_manifest)
         # A run that was killed may have removed the manifest of files that are there, and not synced that.
@@ -518,23 +503,4 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
             "python": platform.python_version(),
             "pyarrow": pa.__version__,
         },
-    )
-
-
-def _parse(document: dict[str, Any], output: Output) -> Manifest:
-    if document["format"] not in _READ_FORMATS:
-        raise ValueError(f"format {document['format']!r}")
-    if (document["stage"], document["partition"]) != (output.stage, output.partition):
-        raise ValueError(f"the manifest of {document['stage']} {document['partition']}")
-    if unknown := sorted(document["files"].keys() - set(output.names)):
-        raise ValueError(f"the manifest of {unknown[0]}, too")
-    return Manifest(
-        stage=document["stage"],
-        partition=document["partition"],
-        recipe=Recipe(**document["recipe"]),
-        files={name: FileRecord(**record) for name, record in document["files"].items()},
-        rows=document["rows"],
-        counts=document["counts"],
-        seconds=document["seconds"],
-        versions=document["versions"],
     )

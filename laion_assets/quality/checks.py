@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from laion_assets.errors import CorruptInput
-from laion_assets.formats.publish import require
+from laion_assets.formats.publish import bring
 from laion_assets.layout import Layout
 from laion_assets.published import output_of
 from laion_assets.quality.rules import RULES, Rule, Subject, Verdict
@@ -38,7 +38,7 @@ def evaluate(rule: Rule, layout: Layout, thresholds: Thresholds, partition: str)
     subject = Subject(layout=layout, thresholds=thresholds, partition=partition)
     try:
         for stage in (rule.stage, *rule.needs):
-            require(output_of(layout, stage, partition))
+            bring(output_of(layout, stage, partition))
         return rule.check(subject)
     except CorruptInput as error:
         return Verdict.of_corrupt_file(error)

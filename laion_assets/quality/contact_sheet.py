@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from laion_assets.errors import CorruptTar
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import require
+from laion_assets.formats.publish import bring, read_ranges, require
 from laion_assets.image_policy import MAX_PIXELS
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import Status, count_failures
@@ -43,6 +42,9 @@ _PALE_INK: Final = (105, 105, 105)
 _PLACEHOLDER: Final = (225, 225, 225)
 _EDGE: Final = (205, 205, 205)
 
+# Pictures in memory together, before they are made small.
+_AT_A_TIME: Final = 24
+
 _COLUMNS: Final = ("key", "caption", "nsfw", "similarity", "image_xxh3", "tar_offset", "tar_bytes")
 
 
@@ -68,8 +70,7 @@ def draw_contact_sheet(
         MissingInput: if the shard is not normalized yet.
         CorruptTar: if a picture in the tar is not the one that its row describes.
     """
-    require(layout.images(shard))
-    require(layout.normalized_images(shard))
+    bring(layout.normalized_images(shard), [layout.normalized_table(shard).name])
     table = parquet.read_table(layout.normalized_table(shard), NORMALIZED_IMAGES, columns=_COLUMNS)
     rows = table.slice(0, limit).to_pylist()
     columns = max(1, min(columns, len(rows)))
@@ -191,21 +192,28 @@ def pictures_of(
     Raises:
         CorruptTar: if a picture in the tar is not the one that its row describes.
     """
-    tar = layout.images_tar(shard)
-    with tar.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for row in rows:
-            offset, length = row["tar_offset"], row["tar_bytes"]
-            inside = 0 <= offset <= offset + length <= size
-            body = os.pread(file.fileno(), length, offset) if inside else b""
+    output, tar = layout.images(shard), layout.images_tar(shard)
+    manifest = require(output)
+    size = manifest.files[tar.name].bytes
+    for start in range(0, len(rows), _AT_A_TIME):
+        some = rows[start : start + _AT_A_TIME]
+        offsets, lengths = ([row[name] for row in some] for name in ("tar_offset", "tar_bytes"))
+        for row, offset, length in zip(some, offsets, lengths, strict=True):
+            if not 0 <= offset <= offset + length <= size:
+                raise _another(tar, row, shard)
+        for row, body in zip(some, read_ranges(output, manifest, tar.name, offsets, lengths), strict=True):
             if xxhash.xxh3_128_hexdigest(body) != row["image_xxh3"]:
-                raise CorruptTar(
-                    tar,
-                    expected=f"the picture of key {row['key']} at byte {offset}",
-                    found="other bytes",
-                    remedy=f"Materialize normalized_images {shard} again.",
-                )
+                raise _another(tar, row, shard)
             yield _thumbnail(body, side)
+
+
+def _another(tar: Path, row: Mapping[str, Any], shard: ShardId) -> CorruptTar:
+    return CorruptTar(
+        tar,
+        expected=f"the picture of key {row['key']} at byte {row['tar_offset']}",
+        found="other bytes",
+        remedy=f"Materialize normalized_images {shard} again.",
+    )
 
 
 def _thumbnail(body: bytes, side: int) -> Image.Image | str:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from laion_assets.fetch.urls import registered_domain
 from laion_assets.formats import parquet
-from laion_assets.formats.publish import Manifest, require
+from laion_assets.formats.publish import Manifest, bring, bring_all, require
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
 from laion_assets.published import manifests_of
@@ -100,7 +100,8 @@ def shard_statistics(layout: Layout, shard: ShardId) -> Statistics:
     Raises:
         MissingInput: if it is not normalized yet.
     """
-    images, normalized = require(layout.images(shard)), require(layout.normalized_images(shard))
+    images = require(layout.images(shard))
+    normalized = bring(layout.normalized_images(shard), [layout.normalized_table(shard).name])
     columns = ("nsfw", "similarity", "original_height", "original_width", "license", "tar_bytes")
     rows = parquet.read_table(layout.normalized_table(shard), NORMALIZED_IMAGES, columns=columns)
     # Not by DuckDB, which takes 80 ms of CPU time to begin.
@@ -132,6 +133,8 @@ def dataset_statistics(layout: Layout, *, memory_bytes: int = Thresholds().duckd
         memory_bytes: memory that DuckDB may take; beyond it, it writes to the disk.
     """
     images, normalized = manifests_of(layout, "images"), manifests_of(layout, "normalized_images")
+    bring_all((layout.images(ShardId.parse(key)) for key in images), file=1)
+    bring_all((layout.normalized_images(ShardId.parse(key)) for key in normalized), file=0)
     with _counting(memory_bytes) as counts:
         counts.add_rows([str(layout.images_table(ShardId.parse(key))) for key in images])
         counts.add_examples([str(layout.normalized_table(ShardId.parse(key))) for key in normalized])

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from laion_assets.formats import parquet
+from laion_assets.formats.publish import bring
 from laion_assets.layout import Layout, ShardId
 from laion_assets.quality.contact_sheet import pictures_of
 from laion_assets.schema import NORMALIZED_IMAGES, NsfwTag
@@ -30,6 +31,7 @@ def draw_thumbnails(layout: Layout, shard: ShardId, count: int) -> bytes:
     Raises:
         CorruptTar: if a picture in the tar is not the one that its row describes.
     """
+    bring(layout.normalized_images(shard), [layout.normalized_table(shard).name])
     table = parquet.read_table(layout.normalized_table(shard), NORMALIZED_IMAGES, columns=_COLUMNS)
     shown = table.filter(pc.equal(table["nsfw"], NsfwTag.UNLIKELY)).slice(0, count).to_pylist()
     sheet = Image.new("RGB", (max(1, len(shown)) * (_SIDE + _GAP) - _GAP, _SIDE), _PAPER)

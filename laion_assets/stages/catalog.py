@@ -20,7 +20,7 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring_all, publish
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import IMAGES_MANIFEST_SUFFIX, Layout
 from laion_assets.published import (
@@ -230,6 +230,8 @@ def write_catalog(layout: Layout) -> Manifest:
     )
 
     def write(draft: Draft) -> Tally:
+        if layout.store:
+            _bring(layout)
         published = {stage: len(partitions_of(layout, stage)) for stage in DATA_STAGES}
         with duckdb.connect(str(draft.only)) as catalog:
             catalog.begin()
@@ -244,6 +246,13 @@ def write_catalog(layout: Layout) -> Manifest:
         return Tally(rows=sum(published.values()), counts=counts)
 
     return publish(layout.catalog(), recipe, write)
+
+
+def _bring(layout: Layout) -> None:
+    """Copy every table that the views show: they read what lies in the folders."""
+    for view in _VIEWS:
+        files = (output_of(layout, view.stage, key) for key in partitions_of(layout, view.stage))
+        bring_all(files, file=view.file)
 
 
 def _create(catalog: duckdb.DuckDBPyConnection, layout: Layout, view: _View) -> None:

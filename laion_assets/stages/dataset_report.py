@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring, publish
 from laion_assets.layout import Layout, ShardId
 from laion_assets.published import DATA_STAGES, manifests_of, sample_output, version_of_everything
 from laion_assets.quality.runs import Runs, runs_of
@@ -85,6 +85,7 @@ def write_dataset_report(layout: Layout, *, memory_bytes: int = Thresholds().duc
 def read_plots(layout: Layout) -> dict[str, bytes]:
     """The plots of the report that is there, as PNGs: of the data set, and of the runs."""
     output = layout.dataset_report()
+    bring(output, [PLOTS, RUNS_PLOTS])
     return {"data set": output.path(PLOTS).read_bytes(), "runs": output.path(RUNS_PLOTS).read_bytes()}
 
 

@@ -10,9 +10,9 @@ but the vectors themselves.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,9 +25,20 @@ import pyarrow as pa
 from laion_assets.errors import CorruptInput, CorruptParquet, MissingInput, ShardBusy
 from laion_assets.formats import parquet
 from laion_assets.formats.digest_index import open_index
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
+from laion_assets.formats.publish import (
+    Draft,
+    Manifest,
+    Recipe,
+    Tally,
+    bring_all,
+    publish,
+    read_copy,
+    read_ranges,
+    require,
+)
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.published import manifests_of, output_of
 from laion_assets.schema import (
     EMBEDDING_WIDTH,
     NORMALIZED_IMAGES,
@@ -127,6 +138,7 @@ def join_image_embeddings(
 
     def write(draft: Draft) -> Tally:
         anew = ShardBusy(f"vectors for shard {shard} were joined anew meanwhile: run this again")
+        bring_all(layout.embedding_index(found) for found in versions)
         try:
             taken, counts = _match(shard, layout, tuple(versions), width)
             _write(draft.only, taken, layout, width)
@@ -148,14 +160,27 @@ def join_image_embeddings(
 def _indexed(layout: Layout, embedding_shards: Sequence[EmbeddingShardId]) -> dict[EmbeddingShardId, str]:
     """Each embedding shard that is joined, and indexed since, in order -> data version of its index."""
     versions = {}
+    there = (
+        _look(layout, "embedding_join", embedding_shards),
+        _look(layout, "embedding_index", embedding_shards),
+    )
     for shard in sorted(set(embedding_shards)):
-        try:
-            joined, index = require(layout.embedding_join(shard)), require(layout.embedding_index(shard))
-        except MissingInput:
+        joined, index = (manifests.get(str(shard)) for manifests in there)
+        if joined is None or index is None:
             continue
         if index.recipe.inputs["embedding_join"] == joined.data_version:
             versions[shard] = index.data_version
     return versions
+
+
+def _look(layout: Layout, stage: str, shards: Sequence[EmbeddingShardId]) -> dict[str, Manifest]:
+    if layout.store:
+        return manifests_of(layout, stage)  # there are hundreds, and a request for each would take long
+    found = {}
+    for shard in shards:
+        with suppress(MissingInput):
+            found[str(shard)] = require(output_of(layout, stage, str(shard)))
+    return found
 
 
 # -- which row a sample takes ---------------------------------------------------------------------
@@ -287,17 +312,22 @@ def _read(layout: Layout, places: Sequence[_Place], width: int) -> tuple[pa.Arra
     images, texts = [b""] * len(places), [b""] * len(places)
     order = sorted(range(len(places)), key=places.__getitem__)
     for shard, group in groupby(order, key=lambda index: places[index].shard):
-        path = layout.embedding_join(shard).only
-        with path.open("rb", buffering=0) as file:
-            for index in group:
-                place = places[index]
-                image, text = (os.pread(file.fileno(), size, at) for at in (place.image_at, place.text_at))
-                if checksum_of(image, text) != place.checksum:
-                    raise CorruptParquet(
-                        path,
-                        expected=f"the vectors of row {place.row} that were indexed",
-                        found="other bytes",
-                        remedy="Delete its manifest to have it made again.",
-                    )
-                images[index], texts[index] = image, text
+        output, rows = layout.embedding_join(shard), list(group)
+        starts = [at for index in rows for at in (places[index].image_at, places[index].text_at)]
+        manifest = read_copy(output)
+        if manifest is None:
+            raise CorruptParquet(
+                output.only, expected="a joined shard", found="none", remedy="Run this again."
+            )
+        vectors = read_ranges(output, manifest, output.only.name, starts, [size] * len(starts))
+        for index, image, text in zip(rows, vectors[::2], vectors[1::2], strict=True):
+            place = places[index]
+            if checksum_of(image, text) != place.checksum:
+                raise CorruptParquet(
+                    output.only,
+                    expected=f"the vectors of row {place.row} that were indexed",
+                    found="other bytes",
+                    remedy="Delete its manifest to have it made again.",
+                )
+            images[index], texts[index] = image, text
     return pa.array(images, vector_type(width)), pa.array(texts, vector_type(width))

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from laion_assets import provenance
-from laion_assets.dataset_shards import DatasetShard, find_shards, remember, statuses
+from laion_assets.dataset_shards import (
+    DatasetShard,
+    find_shards,
+    find_stored_shards,
+    remember,
+    statuses,
+)
 from laion_assets.errors import MissingInput, ShardBusy
 from laion_assets.formats import builds, tfds
 from laion_assets.formats.checksums import sha256_of
@@ -64,16 +70,20 @@ def publish_dataset(
             not this stage's is in the data set's place.
         ShardBusy: if a shard is made again meanwhile.
     """
-    shards = find_shards(config, layout, shard_count, width)
+    if layout.store:
+        shards, digests = find_stored_shards(config, layout, shard_count, width)
+    else:
+        shards, digests = find_shards(config, layout, shard_count, width), {}
+        builds.refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
     if layout.dense and not any(shard.examples for shard in shards.values()):
         raise MissingInput(f"no shard of tfds_{config} that is there holds an example: materialize more")
-    builds.refuse_stranger(layout.tfds_version(config), layout.tfds_builds(config))
     dataset = _Dataset(
         config=config,
         layout=layout,
         shard_count=shard_count,
         width=width,
         shards=shards,
+        digests=digests,
         # Embeddings come in shards of their own.
         plan=provenance.plan_of(layout) if config != "embeddings" else None,
     )
@@ -90,6 +100,7 @@ class _Dataset:
         shard_count: how many shards the data set has once all are there.
         width: elements of a vector.
         shards: number of each shard that is there, ascending.
+        digests: BLAKE3 of each shard's file, in object storage.
         plan: what the shards' rows come from, for the metadata.
     """
 
@@ -98,6 +109,7 @@ class _Dataset:
     shard_count: int
     width: int
     shards: Mapping[int, DatasetShard]
+    digests: Mapping[int, str]
     plan: Mapping[str, Any] | None
 
     @cached_property
@@ -154,13 +166,24 @@ class _Dataset:
         return self.recipe.inputs[f"tfds_{self.config}"]
 
     def write(self, draft: Draft) -> Tally:
-        """Bring the build in use up to date, or make another and point the link at it; write the record."""
+        """Write the record, and put together what TFDS reads, unless that is left to who copies it."""
+        drafted = self._draft_files(draft.scratch("files"))
+        draft.only.write_text(json.dumps(self._record(drafted), sort_keys=True) + "\n", encoding="utf-8")
+        if not self.layout.store:
+            self._put_together(draft, drafted)
+        counts = {
+            "examples": self.examples,
+            "shards_present": len(self.shards),
+            "shards_missing": self.shard_count - len(self.shards),
+        }
+        return Tally(rows=self.examples, counts=counts)
+
+    def _put_together(self, draft: Draft, drafted: Path) -> None:
+        """Bring the build in use up to date, or make another and point the link at it."""
         link, folder = self.layout.tfds_version(self.config), self.layout.tfds_builds(self.config)
         current = folder / link.readlink().name if link.is_symlink() else None
         make_folder(folder)
         builds.remove(build for build in folder.iterdir() if build != current and not _is_finished(build))
-        drafted = self._draft_files(draft.scratch("files"))
-        draft.only.write_text(json.dumps(self._record(drafted), sort_keys=True) + "\n", encoding="utf-8")
         known = self.layout.known_shards(self.config)
         remember(known, self.shards.values(), draft=draft.scratch("known"))
         tfds.write_default_config(self.layout.tfds_default_config, draft=draft.scratch("default-config"))
@@ -173,15 +196,11 @@ class _Dataset:
             builds.point(link, build)
         # Whoever resolved the link earlier still reads the build before this one.
         builds.remove(other for other in folder.iterdir() if other not in (current, build))
-        counts = {
-            "examples": self.examples,
-            "shards_present": len(self.shards),
-            "shards_missing": self.shard_count - len(self.shards),
-        }
-        return Tally(rows=self.examples, counts=counts)
 
     def is_intact(self) -> bool:
         """Whether the link leads to a build of these shards that has every file, of the recorded size."""
+        if self.layout.store:
+            return True
         link = self.layout.tfds_version(self.config)
         try:
             record = json.loads(self.layout.dataset(self.config).only.read_bytes())
@@ -264,6 +283,15 @@ class _Dataset:
         return False
 
     def _record(self, drafted: Path) -> dict[str, Any]:
+        record = self._record_of_shards(drafted)
+        if self.layout.store:
+            # What lies beside the shards, and which objects these are, whatever is made again later.
+            record["files"] = {name: (drafted / name).read_text(encoding="utf-8") for name in _FILES}
+            for number, digest in self.digests.items():
+                record["shards"][self.keys[number]]["blake3"] = digest
+        return record
+
+    def _record_of_shards(self, drafted: Path) -> dict[str, Any]:
         return {
             "name": DATASET_NAME,
             "config": self.config,

@@ -12,7 +12,7 @@ from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_col
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.formats.checksums import sha256_of
-from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
+from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
 from laion_assets.keys import check_unique
@@ -56,7 +56,10 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
     plan = ShardPlan.load(layout)
     rows = plan.rows_of(shard)
     if rows is None:
-        inputs = {"images_table": sha256_of(layout.images_table(shard))}
+        placed, table = layout.images(shard), layout.images_table(shard)
+        if placed.store and not table.exists():  # laid down on another machine, and adopted there
+            bring(placed, [table.name])
+        inputs = {"images_table": sha256_of(table)}
     else:
         inputs = {"raw_metadata": require(layout.raw_metadata(rows.part)).data_version}
     # A plan that grew changes none of its shards, so only what it can never change counts here.

@@ -9,6 +9,7 @@ from laion_assets.errors import MissingInput, PlanError
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.layout import Layout
 from laion_assets.plan import ShardPlan, find_placed
+from laion_assets.published import is_published
 from laion_assets.raw_source import read_source
 
 CODE_VERSION: Final = "1"
@@ -28,7 +29,7 @@ def plan_shards(layout: Layout, parts: Sequence[str], *, rows_per_shard: int) ->
     """
     plan = _existing(layout, rows_per_shard)
     for part in parts:
-        if layout.raw_metadata(part).manifest.exists():
+        if is_published(layout.raw_metadata(part)):
             rows = require(layout.raw_metadata(part)).rows
             plan = plan.with_part(part, sha256=read_source(layout, part).sha256, rows=rows)
     plan = plan.with_placed(find_placed(layout))

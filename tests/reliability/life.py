@@ -100,9 +100,13 @@ def answer(url: str) -> Response:
     return respond(200, body.getvalue())
 
 
+STORES: Final[dict[Path, str]] = {}
+"""Folder -> object storage that a life's partitions are in; by default the folder has them."""
+
+
 def layout_of(folder: Path) -> Layout:
     """Where a life's files are."""
-    return Layout(folder / "data")
+    return Layout(folder / "data", store=STORES.get(folder, ""))
 
 
 def _raw_metadata(folder: Path) -> Manifest:

@@ -17,12 +17,12 @@ import life
 import pytest
 from copying import copy_tree
 
-from laion_assets.dataset_shards import verify_dataset
 from laion_assets.errors import CorruptInput, LaionAssetsError
 from laion_assets.formats.publish import verify
 from laion_assets.formats.tfds import CONFIGS
 from laion_assets.layout import Output
 from laion_assets.pipeline import STAGES
+from laion_assets.published_dataset import verify_dataset
 
 LONG = os.environ.get("LAION_LONG") == "1"
 SEED = 20_261_127

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from tfds_datasets import SHARD_COUNT, SHARDS, Dataset, publish_embeddings, publish_images
 
-from laion_assets.dataset_shards import verify_dataset
 from laion_assets.errors import CorruptInput
 from laion_assets.layout import Layout
+from laion_assets.published_dataset import verify_dataset
 from laion_assets.stages.laion400m import publish_dataset
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")

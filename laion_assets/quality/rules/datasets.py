@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import duckdb
 
 from laion_assets.errors import CorruptInput, CorruptRecords
 from laion_assets.formats import tfds
-from laion_assets.formats.publish import Manifest, read_manifest
+from laion_assets.formats.publish import Manifest
 from laion_assets.formats.records import read_records
 from laion_assets.layout import ShardId
-from laion_assets.published import manifests_of, output_of, version_of_everything
+from laion_assets.published import manifests_of, version_of_everything
+from laion_assets.published_dataset import copy_shard, read_dataset, stored_sizes
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, read_json_object, spread
 
 CATALOG_STAGES: Final = (
@@ -36,10 +42,12 @@ class _Dataset:
         self.config = config
         self.layout = subject.layout
         self.folder = subject.layout.tfds_version(config)
+        info_file = self.folder / tfds.METADATA_FILES[-1]
         record = read_json_object(subject.layout.dataset(config).only)
-        info_file = self.folder / "dataset_info.json"
-        info = read_json_object(info_file)
         try:
+            # In object storage, what lies beside the shards is part of the record.
+            stored = record["files"][info_file.name] if self.layout.store else None
+            info = read_json_object(info_file) if stored is None else json.loads(stored)
             self.shard_count = int(record["shard_count"])
             self.payload_bytes = int(record["payload_bytes"])
             self.shards: Mapping[str, Mapping[str, Any]] = record["shards"]
@@ -64,9 +72,34 @@ class _Dataset:
         number = self.numbers[ShardId.parse(key).number]
         return self.folder / tfds.shard_file_name(number, self.file_count, self.layout.file_format)
 
-    def manifest(self, key: str) -> Manifest | None:
-        """The shard's manifest now, which may be of a later making."""
-        return read_manifest(output_of(self.layout, f"tfds_{self.config}", key))
+    @cached_property
+    def manifests(self) -> Mapping[str, Manifest]:
+        """The shards' manifests now, which may be of a later making."""
+        return manifests_of(self.layout, f"tfds_{self.config}")
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, int]:
+        return stored_sizes(self.config, self.layout)
+
+    def size(self, key: str) -> int | None:
+        """Size of a shard's file, if it is there."""
+        if self.layout.store:
+            output = self.layout.tfds_shard(self.config, ShardId.parse(key))
+            return self._sizes.get(output.object_key(output.only.name, self.shards[key]["blake3"]))
+        file = self.file(key)
+        return int(file.stat().st_size) if file.is_file() else None
+
+    @contextmanager
+    def opened(self, key: str) -> Iterator[Path]:
+        """The path of a shard's file, copied here for as long as it is read, if need be."""
+        if not self.layout.store:
+            yield self.file(key)
+            return
+        dataset = read_dataset(self.config, self.layout)
+        (shard,) = (shard for shard in dataset.shards if str(shard.shard) == key)
+        with TemporaryDirectory() as folder:
+            copy_shard(dataset, shard, Path(folder) / shard.file_name)
+            yield Path(folder) / shard.file_name
 
 
 def _shards_agree(subject: Subject, config: tfds.Config) -> Verdict:
@@ -93,13 +126,12 @@ def _shards_agree(subject: Subject, config: tfds.Config) -> Verdict:
 
 def _file_differs(dataset: _Dataset, key: str, shard: Mapping[str, Any]) -> str | None:
     if shard["examples"]:
-        file = dataset.file(key)
-        found = file.stat().st_size if file.is_file() else None
+        file, found = dataset.file(key), dataset.size(key)
         if found is None:
             return f"{file.name} is not there"
         if found != shard["bytes"]:
             return f"{file.name} has {found} bytes, not {shard['bytes']}"
-    manifest = dataset.manifest(key)
+    manifest = dataset.manifests.get(key)
     if manifest is None or manifest.data_version != shard["data_version"]:
         return None  # made again since, which is no fault of the data set
     if manifest.counts.get("examples") != shard["examples"]:
@@ -116,7 +148,8 @@ def _records_counted(subject: Subject, config: tfds.Config) -> Verdict:
     for key in chosen:
         expected = dataset.shards[key]["examples"]
         try:
-            found = sum(1 for _ in read_records(dataset.file(key), subject.layout.file_format))
+            with dataset.opened(key) as path:
+                found = sum(1 for _ in read_records(path, subject.layout.file_format))
         except CorruptRecords as error:
             offences.add(key, str(error))
             continue

@@ -21,7 +21,7 @@ from laion_assets.image_table import read_image_table
 from laion_assets.layout import Layout
 from laion_assets.normalization import count_classes
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
-from laion_assets.published import output_of, partitions_of, sample_output
+from laion_assets.published import changed_at, output_of, partitions_of
 from laion_assets.quality.measures import SIMILARITIES, SUCCESS, TAGS, Measure, Shares
 from laion_assets.quality.rules.rule import Rule, Subject, Verdict, spread
 from laion_assets.schema import NORMALIZED_EMBEDDINGS, NORMALIZED_IMAGES
@@ -118,7 +118,7 @@ def _check(
 
 def _counts_of_others(subject: Subject, stage: str) -> list[Mapping[str, int]]:
     """What the manifests of at most so many other shards count, spread over those published."""
-    changed_ns = sample_output(subject.layout, stage).folder.stat().st_mtime_ns
+    changed_ns = changed_at(subject.layout, stage)
     sample = _sample(subject.layout, stage, subject.thresholds.drift_sampled_shards, changed_ns)
     return [counts for partition, counts in sample if partition != subject.partition]
 

@@ -116,7 +116,10 @@ def _plan_sources_there(subject: Subject) -> Verdict:
             offences.add(entry.part, lost)
     for shard in map(ShardId, plan.placed):
         output = subject.layout.placed_images(shard)
-        if missing := [name for name in output.names if not output.path(name).is_file()]:
+        # What was laid down and adopted is in object storage, wherever that was.
+        is_kept = output.store and read_manifest(subject.layout.images(shard)) is not None
+        missing = [name for name in output.names if not is_kept and not output.path(name).is_file()]
+        if missing:
             offences.add(shard, f"laid down and planned, but {', '.join(missing)} is gone")
     return offences.verdict(rows=len(plan.entries) + len(plan.placed))
 

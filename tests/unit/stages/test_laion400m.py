@@ -14,12 +14,12 @@ from copying import copy_tree
 from file_changes import killed_at, watch
 from tfds_inputs import Row, picture, vectors, write_embedding_inputs, write_image_inputs
 
-from laion_assets.dataset_shards import verify_dataset
 from laion_assets.errors import CorruptInput, MissingInput, PlanError, ShardBusy
 from laion_assets.formats.publish import Manifest, read_manifest, verify
 from laion_assets.formats.tfds import METADATA_FILES
 from laion_assets.formats.tfrecord import check_records
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
+from laion_assets.published_dataset import verify_dataset
 from laion_assets.stages.laion400m import publish_dataset
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
