@@ -1,7 +1,8 @@
-"""What the TFDS stages are measured on: embedding files, and a shard of downloaded pictures."""
+"""What the TFDS stages are measured on: embedding files, downloaded pictures, raw files, published shards."""
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from benchmarks.corpus import PHOTOGRAPHS, make_corpus, source_version
 from laion_assets.fetch.policy import FetchPolicy
@@ -21,6 +23,9 @@ from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.schema import EMBEDDING_WIDTH, RAW, SAMPLES
 from laion_assets.stages.images import images
+from laion_assets.stages.laion400m import publish_dataset
+from laion_assets.stages.normalized_images import normalize_images
+from laion_assets.stages.tfds_images import write_tfds_images
 
 _PICTURES: Final = 600
 _ROWS_AT_A_TIME: Final = 10_000
@@ -65,21 +70,50 @@ def make_image_shard(cache: Path, rows: int, seed: int, *, photographs: Path = P
     """A data root with shard 0 downloaded, all of its pictures there; or find it in the cache."""
     corpus = make_corpus(cache / "corpora", "small", count=_PICTURES, seed=seed, photographs=photographs)
     bodies = [(corpus.folder / name).read_bytes() for name in corpus.names]
-    policy = FetchPolicy(per_domain_interval_s=0)
-    web = FakeTransport(lambda url: respond(200, bodies[int(url.rsplit("/", 1)[1]) % len(bodies)]), policy)
 
     def make(folder: Path) -> None:
-        layout, shard, rng = Layout(folder), ShardId(0), np.random.default_rng(seed)
-        output = layout.samples(shard)
-        output.folder.mkdir()
-        table = _samples(rng, rows)
-        parquet.write_table(output.only, table, SAMPLES)
-        vouch(output, Recipe(code_version="benchmark"), lambda: Tally(rows=rows))
-        manifest = images(shard, layout, policy, ImagePolicy(), transport=web)
-        if manifest.counts["success"] != rows:
-            raise RuntimeError(f"{manifest.counts} of {rows} pictures")
+        _download(Layout(folder), rows, seed, bodies)
 
     return _cached(cache / f"images-{corpus.folder.name}-{rows}-{seed}", make)
+
+
+def make_published(cache: Path, shards: int, seed: int) -> Path:
+    """A data root with so many shards of one picture, all but the last published; or find it in the cache.
+
+    Of the shards, what publishing looks at is there: each has a file and a manifest of its own.
+    """
+
+    def make(folder: Path) -> None:
+        layout, body = Layout(folder), io.BytesIO()
+        Image.new("RGB", (64, 64), (200, 90, 30)).save(body, "JPEG")
+        _download(layout, 1, seed, [body.getvalue()])
+        normalize_images(ShardId(0), layout)
+        first = write_tfds_images(ShardId(0), layout)
+
+        def repeat(number: int) -> None:
+            output = layout.tfds_images(ShardId(number))
+            shutil.copyfile(layout.tfds_images(ShardId(0)).only, output.only)
+            vouch(output, first.recipe, lambda: Tally(rows=first.rows, counts=first.counts))
+
+        for number in range(1, shards - 1):
+            repeat(number)
+        publish_dataset("images", layout, shard_count=shards)
+        repeat(shards - 1)
+
+    return _cached(cache / f"published-{shards}-{seed}", make)
+
+
+def _download(layout: Layout, rows: int, seed: int, bodies: list[bytes]) -> None:
+    """Shard 0 and its pictures, which are these, over and over."""
+    policy, shard = FetchPolicy(per_domain_interval_s=0), ShardId(0)
+    web = FakeTransport(lambda url: respond(200, bodies[int(url.rsplit("/", 1)[1]) % len(bodies)]), policy)
+    output = layout.samples(shard)
+    output.folder.mkdir()
+    parquet.write_table(output.only, _samples(np.random.default_rng(seed), rows), SAMPLES)
+    vouch(output, Recipe(code_version="benchmark"), lambda: Tally(rows=rows))
+    manifest = images(shard, layout, policy, ImagePolicy(), transport=web)
+    if manifest.counts["success"] != rows:
+        raise RuntimeError(f"{manifest.counts} of {rows} pictures")
 
 
 def make_part(cache: Path, rows: int, seed: int) -> Path:

@@ -20,7 +20,7 @@ import duckdb
 import pandas as pd  # noqa: F401 (pyarrow imports it with the first list; imports are not measured)
 import pyarrow.parquet as pq
 
-from laion_assets.formats.publish import Manifest
+from laion_assets.formats.publish import Manifest, withdraw
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.plan import ShardPlan
 from laion_assets.quality.thresholds import Thresholds
@@ -28,6 +28,7 @@ from laion_assets.schema import EMBEDDING_WIDTH
 from laion_assets.stages.duplicates import search_duplicates
 from laion_assets.stages.embedding_join import join_embeddings
 from laion_assets.stages.embeddings import check_embeddings
+from laion_assets.stages.laion400m import publish_dataset
 from laion_assets.stages.normalized_embeddings import normalize_embeddings
 from laion_assets.stages.normalized_images import normalize_images
 from laion_assets.stages.raw_metadata import check_part
@@ -74,6 +75,22 @@ def _link(layout: Layout, source: str) -> tuple[int, int]:
     for name in ("samples", "images"):
         shutil.copytree(Path(source) / name, layout.root / name, copy_function=os.link)
     return 0, 0
+
+
+def _link_published(layout: Layout, source: str) -> tuple[int, int]:
+    shutil.copytree(source, layout.root, copy_function=os.link, symlinks=True, dirs_exist_ok=True)
+    return 0, 0
+
+
+def _withdraw(layout: Layout, _: str) -> tuple[int, int]:
+    withdraw(layout.tfds_images(_PICTURES))
+    return 0, 0
+
+
+def _publish(layout: Layout, _: str) -> tuple[int, int]:
+    last = max(layout.tfds_images(_PICTURES).folder.glob("*.tfrecord"))
+    manifest = publish_dataset("images", layout, shard_count=int(last.stem) + 1)
+    return manifest.counts["shards_present"], manifest.bytes
 
 
 def _write(layout: Layout, _: str) -> tuple[int, int]:
@@ -181,6 +198,9 @@ STEPS: Final = {
     "normalize_and_decode": _step(lambda layout, _: normalize_images(_PICTURES, layout, decode=True)),
     "tfds_images": _step(lambda layout, _: write_tfds_images(_PICTURES, layout)),
     "copy": _copy_tar,
+    "link_published": _link_published,
+    "withdraw": _withdraw,
+    "publish": _publish,
     "part": _step(_part),
     "parts": _parts,
     "duplicates": _search_duplicates,

@@ -26,7 +26,6 @@ from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Setting
 from laion_assets.text import MESSAGE_CHARACTERS, printable, with_printable_errors
 
 if TYPE_CHECKING:
-    from laion_assets.defs.build import Build
     from laion_assets.quality.checks import Rule, Verdict
 
 app = typer.Typer(
@@ -84,24 +83,21 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _complain_of(done: Build) -> None:
-    for (stage, key), error in sorted(done.failures.items()):
-        partition = stage if stage == key else f"{stage} {key}"
-        message = str(error)
-        _complain(message if message.startswith(partition) else f"{partition}: {message}", _FAILED)
-    for stage, rule, key in sorted(done.blocked):
-        _complain(f"{stage} {key}: check {rule} failed and blocks what follows", _FAILED)
-    for crash in done.crashes:
-        _complain(f"crash in {crash}; the run's log in the UI has the traceback", _FAILED)
-
-
-@app.callback(invoke_without_command=False)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(f"laion-assets {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        # Eager, since otherwise it is a command that is missed first.
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    del version
 
 
 @app.command()
@@ -152,7 +148,8 @@ def build(
         _print_room(settings, pending(settings, instance, request))
         with showing_progress(lambda: pending(settings, instance, request).total(), console) as watcher:
             done = run(settings, instance, request, watcher)
-    _complain_of(done)
+    for complaint in done.complaints:
+        _complain(complaint, _FAILED)
     console.print(
         f"{len(done.manifests)} partitions built or found current, {len(done.failures)} failed, "
         f"{len(done.blocked)} blocking checks failed, {len(done.crashes)} crashes"
@@ -480,7 +477,8 @@ def demo(
     from laion_assets.demo.run import run_demo
 
     done, is_true = run_demo(folder, console)
-    _complain_of(done)
+    for complaint in done.complaints:
+        _complain(complaint, _FAILED)
     return 0 if done.went_well and is_true else _FAILED
 
 

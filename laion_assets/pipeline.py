@@ -116,15 +116,16 @@ def _images(
     key: str,
     follow: Follow | None = None,
     *,
-    publish: Callable[..., Manifest] = images.images,
+    retry: bool = False,
 ) -> Manifest:
-    return publish(
+    return images.images(
         ShardId.parse(key),
         settings.layout,
         settings.fetch,
         settings.image,
         columns=settings.raw,
         follow=follow,
+        retry=retry,
     )
 
 
@@ -304,7 +305,7 @@ STAGES: Final = (
         inputs=("samples",),
         run=_images,
         follow=_images,
-        retry=partial(_images, publish=images.retry_images),
+        retry=partial(_images, retry=True),
         code_version=images.CODE_VERSION,
         group="images",
         kinds=frozenset({"parquet", "tar"}),

@@ -45,6 +45,9 @@ STAGE_NAMES: Final = tuple(_OUTPUTS)
 DATA_STAGES: Final = tuple(name for name in STAGE_NAMES if name not in ("catalog", "dataset_report"))
 """The stages that hold data, in flow order."""
 
+Manifests = Mapping[str, Mapping[str, Manifest]]
+"""Stage -> partition -> manifest."""
+
 _UNPARTITIONED: Final = frozenset(
     {
         "shard_plan",
@@ -174,11 +177,21 @@ def retryable_shards(layout: Layout) -> frozenset[str]:
     )
 
 
-def version_of_everything(layout: Layout) -> str:
-    """Digest of the data version of every published partition of every stage that holds data."""
+def manifests_of_everything(layout: Layout) -> Manifests:
+    """As :func:`manifests_of`, of every stage that holds data."""
+    return {stage: manifests_of(layout, stage) for stage in DATA_STAGES}
+
+
+def version_of(manifests: Manifests) -> str:
+    """Digest of the data version of every partition."""
     return fingerprint(
         {
-            stage: {key: manifest.data_version for key, manifest in manifests_of(layout, stage).items()}
-            for stage in DATA_STAGES
+            stage: {key: manifest.data_version for key, manifest in found.items()}
+            for stage, found in manifests.items()
         }
     )
+
+
+def version_of_everything(layout: Layout) -> str:
+    """Digest of the data version of every published partition of every stage that holds data."""
+    return version_of(manifests_of_everything(layout))

@@ -195,7 +195,7 @@ def _is_shard(path: Path, source: Output, version: str) -> bool:
     manifest = done(source)
     if manifest is not None and manifest.data_version == version and path.samefile(source.only):
         return True
-    names = (checksums_of(path).blake3, sha256_of(path))  # sha256 named contents until 0.1.0
+    names = (checksums_of(path)["blake3"], sha256_of(path))  # sha256 named contents until 0.1.0
     return version in [fingerprint({source.only.name: name}) for name in names]
 
 

@@ -7,7 +7,7 @@ numbers is exact there, and a sum of squares cannot overflow (65,536 elements of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,25 +51,30 @@ def as_float32(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     found = np.empty(vectors.shape, np.float32)
     for start in range(0, len(vectors), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
-        _as_float32(vectors[rows], found[rows])
+        piece = found[rows]
+        _widen(vectors[rows], piece)
+        if piece.size and max(piece.max(), -piece.min()) > _LARGEST:
+            piece[...] = vectors[rows]
     return found
 
 
-def _as_float32(vectors: npt.NDArray[np.float16], found: npt.NDArray[np.float32]) -> None:
+def _widen(vectors: npt.NDArray[np.float16], found: npt.NDArray[np.float32]) -> None:
+    """Each value in float32; what is not finite becomes some number beyond the largest float16."""
+    if not _SMALLEST * _BIAS:
+        found[...] = vectors
+        return
     bits = found.view(np.int32)
     # With their sign, which so comes to stand where it belongs, and thrice beside it.
     np.copyto(bits, vectors.view(np.int16))
     bits <<= _SHIFT
     bits &= _SIGN_AND_REST
-    # Exact, numbers below the smallest normal one included. What is not finite is so large after it.
+    # Exact, numbers below the smallest normal one included.
     found *= _BIAS
-    if found.size and (max(found.max(), -found.min()) > _LARGEST or not _SMALLEST * _BIAS):
-        found[...] = vectors
 
 
 def norms(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     """L2 norms of vectors (rows, width), shape (rows,); not finite where any element is not."""
-    return np.concatenate([np.sqrt(_dots(block, block)) for block in _blocks(vectors)])
+    return np.concatenate([np.sqrt(squares) for _, squares in _blocks(vectors)])
 
 
 def is_bad(norms: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -95,20 +100,33 @@ def cosines(
     return found, bad
 
 
-def _cosines(
-    images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    of_images, of_texts = np.sqrt(_dots(images, images)), np.sqrt(_dots(texts, texts))
+def _cosines(images: _Block, texts: _Block) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    of_images, of_texts = np.sqrt(images.squares), np.sqrt(texts.squares)
     bad = is_bad(of_images) | is_bad(of_texts)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = _dots(images, texts) / (of_images * of_texts)
+        found = _dots(images.vectors, texts.vectors) / (of_images * of_texts)
     return np.where(bad, np.float32(np.nan), found), bad
 
 
-def _blocks(vectors: npt.NDArray[np.float16]) -> Iterator[npt.NDArray[np.float32]]:
+class _Block(NamedTuple):
+    """Vectors in float32 (rows, width), and the sum of each one's squares, shape (rows,)."""
+
+    vectors: npt.NDArray[np.float32]
+    squares: npt.NDArray[np.float32]
+
+
+def _blocks(vectors: npt.NDArray[np.float16]) -> Iterator[_Block]:
     """Pieces of vectors (rows, width) that stay in a core's cache while they are worked on; at least one."""
     for start in range(0, max(len(vectors), 1), BLOCK_ROWS):
-        yield as_float32(vectors[start : start + BLOCK_ROWS])
+        rows = vectors[start : start + BLOCK_ROWS]
+        found = np.empty(rows.shape, np.float32)
+        _widen(rows, found)
+        squares = _dots(found, found)
+        # So few numbers tell that all are finite, if none is large.
+        if squares.size and squares.max() > _LARGEST**2:
+            found[...] = rows
+            squares = _dots(found, found)
+        yield _Block(found, squares)
 
 
 def _dots(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -80,6 +80,19 @@ class Build(Watcher):
         """Whether nothing failed, crashed, or was blocked."""
         return not (self.failures or self.blocked or self.crashes)
 
+    @property
+    def complaints(self) -> list[str]:
+        """A line for each thing that did not go well, with the partition and the reason, each named once."""
+        lines = []
+        for (stage, key), error in sorted(self.failures.items()):
+            name, message = _name(stage, key), str(error)
+            lines.append(message if message.startswith(name) else f"{name}: {message}")
+        for stage, rule, key in sorted(self.blocked):
+            lines.append(f"{_name(stage, key)}: check {rule} failed and blocks what follows")
+        return lines + [
+            f"crash in {crash}; the run's log in the UI has the traceback" for crash in self.crashes
+        ]
+
     def partition_ended(self, stage: Stage, key: str, outcome: Manifest | Refusal) -> None:
         """Keep what came of a partition."""
         if isinstance(outcome, Manifest):
@@ -98,6 +111,10 @@ class Build(Watcher):
         if rule.blocking and not verdict.passed:
             self.blocked.add((rule.stage, rule.name, key))
         self.watcher.check_ended(rule, key, verdict)
+
+
+def _name(stage: str, key: str) -> str:
+    return stage if stage == key else f"{stage} {key}"
 
 
 def build(settings: Settings, instance: dg.DagsterInstance, request: Request, watcher: Watcher) -> Build:

@@ -9,9 +9,9 @@ an AMD EPYC: sha256 714 us, BLAKE3 280 us, XXH3 24 us.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import blake3
 import xxhash
@@ -30,54 +30,31 @@ class Hash(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checksums:
-    """Hexadecimal digests of the same bytes."""
-
-    blake3: str
-    xxh3_128: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceChecksums:
-    """Hexadecimal digests of the same bytes, which somebody else made."""
-
-    sha256: str
-    xxh3_128: str
+Checksums = Mapping[str, str]
+"""Kind of checksum (``blake3`` or ``sha256``, and ``xxh3_128``) -> hexadecimal digest of the same bytes."""
 
 
 class Digest:
-    """:class:`Checksums` of bytes that come in pieces."""
+    """:data:`Checksums` of bytes that come in pieces.
 
-    def __init__(self) -> None:
-        self._blake3, self._xxh3 = blake3.blake3(), xxhash.xxh3_128()
+    Args:
+        kind: of the checksum that names them: ``blake3``, or ``sha256`` of what others made.
+    """
+
+    def __init__(self, kind: Literal["blake3", "sha256"] = "blake3") -> None:
+        self._kind = kind
+        self._name: Any = blake3.blake3() if kind == "blake3" else hashlib.sha256()
+        self._xxh3 = xxhash.xxh3_128()
 
     def update(self, piece: bytes | memoryview) -> None:
         """Take the next bytes."""
-        self._blake3.update(piece)
+        self._name.update(piece)
         self._xxh3.update(piece)
 
     @property
     def checksums(self) -> Checksums:
         """Of every byte so far."""
-        return Checksums(blake3=self._blake3.hexdigest(), xxh3_128=self._xxh3.hexdigest())
-
-
-class SourceDigest:
-    """:class:`SourceChecksums` of bytes that come in pieces."""
-
-    def __init__(self) -> None:
-        self._sha256, self._xxh3 = hashlib.sha256(), xxhash.xxh3_128()
-
-    def update(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes."""
-        self._sha256.update(piece)
-        self._xxh3.update(piece)
-
-    @property
-    def checksums(self) -> SourceChecksums:
-        """Of every byte so far."""
-        return SourceChecksums(sha256=self._sha256.hexdigest(), xxh3_128=self._xxh3.hexdigest())
+        return {self._kind: self._name.hexdigest(), "xxh3_128": self._xxh3.hexdigest()}
 
 
 # Path -> which file it was, and its checksums: of files that this process has just written.
@@ -102,9 +79,9 @@ def checksums_of(path: Path) -> Checksums:
     return digest.checksums
 
 
-def source_checksums_of(path: Path) -> SourceChecksums:
+def source_checksums_of(path: Path) -> Checksums:
     """Checksums of the bytes of a file that somebody else made, which are read once."""
-    digest = SourceDigest()
+    digest = Digest("sha256")
     _feed(path, digest)
     return digest.checksums
 

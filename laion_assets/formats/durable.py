@@ -53,13 +53,16 @@ def identity(status: os.stat_result) -> tuple[int, int, int]:
 
 def sync_file(path: Path) -> None:
     """Make a file's bytes survive a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -24,7 +24,7 @@ _RESERVED_BYTES: Final = 32 << 20
 # A file that does not grow beyond this is not worth the two calls.
 _SMALL_BYTES: Final = 1 << 20
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE (linux/falloc.h)
-# What is digested at once, while a core's cache holds it.
+# What is digested at once, as soon as it is there, while a core's cache holds it.
 _PIECE_BYTES: Final = 1 << 18
 # What is written at once: a huge page, or nearly, and a multiple of any disk's blocks.
 _BUFFER_BYTES: Final = 1 << 21
@@ -59,7 +59,7 @@ class LargeFile(io.FileIO):
         self._path = path
         self._digest = Digest()
         self._buffer = _new_buffer()
-        self._filled = 0
+        self._filled = self._digested = 0
         self._spare: mmap.mmap | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
@@ -75,14 +75,19 @@ class LargeFile(io.FileIO):
         size = len(view)
         if view.obj is self._buffer:  # the room that there was
             self._filled += size
+            if self._filled - self._digested >= _PIECE_BYTES:
+                self._digest_filled()
             return size
         while view:
-            part = view[: _BUFFER_BYTES - self._filled]
-            self._buffer[self._filled : self._filled + len(part)] = part
-            self._filled += len(part)
-            view = view[len(part) :]
             if self._filled == _BUFFER_BYTES:
                 self._hand_over()
+            part = view[: _PIECE_BYTES - self._filled % _PIECE_BYTES]
+            end = self._filled + len(part)
+            self._buffer[self._filled : end] = part
+            self._filled = end
+            view = view[len(part) :]
+            if end % _PIECE_BYTES == 0:
+                self._digest_filled()
         return size
 
     def room(self, size: int) -> memoryview:
@@ -113,7 +118,8 @@ class LargeFile(io.FileIO):
             self._await_writing()
             # Its end is no whole block.
             self._set_direct(0)
-            self._write(self._digested(self._filled))
+            self._digest_filled()
+            self._write(memoryview(self._buffer)[: self._filled])
             if self._reserved > self.tell():
                 self.truncate(self.tell())
         finally:
@@ -126,21 +132,20 @@ class LargeFile(io.FileIO):
 
     def _hand_over(self) -> None:
         """Have the buffer's whole blocks written while the other is filled."""
+        self._digest_filled()
         kept = self._filled % _BLOCK_BYTES
-        full = self._digested(self._filled - kept)
+        full = memoryview(self._buffer)[: self._filled - kept]
         self._await_writing()
         self._thread = self._thread or ThreadPoolExecutor(1)
         self._writing = self._thread.submit(self._write, full)
         self._handed_over += len(full)
         self._buffer, self._spare = self._spare or _new_buffer(), self._buffer
         self._buffer[:kept] = self._spare[len(full) : self._filled]
-        self._filled = kept
+        self._filled = self._digested = kept
 
-    def _digested(self, size: int) -> memoryview:
-        filled = memoryview(self._buffer)[:size]
-        for start in range(0, len(filled), _PIECE_BYTES):
-            self._digest.update(filled[start : start + _PIECE_BYTES])
-        return filled
+    def _digest_filled(self) -> None:
+        self._digest.update(memoryview(self._buffer)[self._digested : self._filled])
+        self._digested = self._filled
 
     def _await_writing(self) -> None:
         if self._writing is not None:

@@ -104,8 +104,19 @@ class VectorReader:
         Raises:
             CorruptNpy: if the file became shorter since it was opened.
         """
-        rows = min(rows, self._rows_left)
-        vectors = np.empty((rows, self.width), self.dtype)
+        vectors = np.empty((min(rows, self._rows_left), self.width), self.dtype)
+        self.read_into(vectors)
+        return vectors
+
+    def read_into(self, vectors: npt.NDArray[Any]) -> None:
+        """The next vectors, in memory of the caller's.
+
+        Args:
+            vectors: an array (rows, width) of ``dtype``, contiguous, of no more rows than are left.
+
+        Raises:
+            CorruptNpy: if the file became shorter since it was opened.
+        """
         view = vectors.reshape(-1).view(np.uint8).data
         filled = 0
         while filled < len(view):
@@ -114,8 +125,7 @@ class VectorReader:
                 raise _corrupt(self.path, f"{self.rows} rows, as when it was opened", "fewer")
             filled += count
         self._update(view)
-        self._rows_left -= rows
-        return vectors
+        self._rows_left -= len(vectors)
 
     def _update(self, piece: bytes | memoryview) -> None:
         if self._digest is not None:

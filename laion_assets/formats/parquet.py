@@ -27,6 +27,9 @@ _THRIFT_CONTAINER_LIMIT: Final = 16 << 20
 
 _MAGIC: Final = b"PAR1"
 _READ_BUFFER_BYTES: Final = 1 << 20
+# Arrow's own (write_batch_size).
+_BATCH_ROWS: Final = 1024
+_SMALL_TABLE_BYTES: Final = 8 << 20
 
 _REMEDY: Final = (
     "Delete its manifest to have it made again, or fetch the file again if it came from elsewhere."
@@ -40,6 +43,7 @@ def open_writer(
     *,
     nested: Mapping[str, str] = MappingProxyType({}),
     cached: bool = True,
+    batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pq.ParquetWriter]:
     """A writer of tables that have exactly ``schema``.
 
@@ -51,6 +55,7 @@ def open_writer(
         schema: of its tables.
         nested: how columns of columns are compressed, by their path in Parquet.
         cached: whether somebody reads the file before memory is full of others.
+        batch_rows: how many values of a column are encoded before its page is looked at, whether it is full.
     """
     with (
         LargeFile(path, cached=cached) as file,
@@ -63,6 +68,7 @@ def open_writer(
             use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
             write_statistics=[field.name for field in schema if _is_compared(field)],
             write_page_checksum=True,
+            write_batch_size=batch_rows,
             store_schema=True,
         ) as writer,
     ):
@@ -100,9 +106,12 @@ def write_table(
     Raises:
         pyarrow.ArrowInvalid: if the table does not have this schema.
     """
-    table = table.cast(schema)
+    if not table.schema.equals(schema, check_metadata=True):
+        table = table.cast(schema)
     table.validate(full=not is_valid_text)
-    with open_writer(path, schema) as writer:
+    # All at once takes a tenth less, where that makes no page too large.
+    batch_rows = row_group_rows if table.nbytes < _SMALL_TABLE_BYTES else _BATCH_ROWS
+    with open_writer(path, schema, batch_rows=batch_rows) as writer:
         writer.write_table(table, row_group_size=row_group_rows)
 
 

@@ -18,12 +18,14 @@ worst of it anyway, as pictures and their tars come from anywhere, while it is r
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -346,18 +348,31 @@ def _send(
 
 
 def _make_draft(draft: Path) -> None:
-    try:
-        draft.mkdir(parents=True)
-    except FileExistsError:
+    if draft.exists():
         shutil.rmtree(draft)  # of a run that was killed: we hold its lease
-        draft.mkdir()
+    try:
+        _spare(draft).rename(draft)
+    except OSError:
+        draft.mkdir(parents=True)
 
 
 def _remove_draft(draft: Path) -> None:
+    """Leave no draft; a folder that is empty once everything is in place may serve the next one.
+
+    ext4 passes over the inodes of what was removed in the last seconds, one by one, for each new file.
+    """
     try:
-        draft.rmdir()  # empty once everything is in place
+        if os.listdir(draft):  # noqa: PTH208 (a path of each takes longer)
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.rename(_spare(draft))
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _spare(draft: Path) -> Path:
+    """An empty folder, which whoever renames it first has, and which is replaced by the next one."""
+    return draft.with_name(".spare")
 
 
 def _tidy(output: Output) -> None:
@@ -386,15 +401,41 @@ def _files_of(output: Output, manifest: Manifest) -> list[_File]:
 
 def _files(source: Output, recipe: Recipe) -> list[_File]:
     """The files of an input, once it is seen to be the one that the recipe was written for."""
+    if source.store:
+        version, files = _looked_at_copy(source)
+    else:
+        paths = (manifest_path(source), *map(source.path, source.names))
+        version, files = _looked_at(source, tuple(map(_identity, paths)))
+    if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != version:
+        raise ShardBusy(f"{source} was made again just now: run this again")
+    return files
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    # Older versions and img2dataset wrote fewer files than an output has names.
+    with suppress(FileNotFoundError):
+        return identity(path.stat())
+    return None
+
+
+@lru_cache(maxsize=256)
+def _looked_at(
+    source: Output, identities: tuple[tuple[int, int, int] | None, ...]
+) -> tuple[str, list[_File]]:
+    """Data version and files of a partition whose manifest and files are these."""
+    del identities
+    manifest = require(source)
+    return manifest.data_version, _files_of(source, manifest)
+
+
+def _looked_at_copy(source: Output) -> tuple[str, list[_File]]:
     # A copy is not replaced while it is leased.
-    manifest = read_copy(source) if source.store else require(source)
+    manifest = read_copy(source)
     if manifest is None:
         raise ShardBusy(f"{source} went away just now: run this again")
-    if recipe.inputs[str(source) if str(source) in recipe.inputs else source.stage] != manifest.data_version:
-        raise ShardBusy(f"{source} was made again just now: run this again")
-    if source.store and not all(source.path(name).exists() for name in manifest.files):
+    if not all(source.path(name).exists() for name in manifest.files):
         bring(source)  # some were removed, to make room, before they were leased
-    return _files_of(source, manifest)
+    return manifest.data_version, _files_of(source, manifest)
 
 
 # A part is read for each of its shards, and a tar by two stages: what this process has verified, and what is
@@ -468,9 +509,9 @@ def _commit(
         manifests = (output.manifest, output.older_manifest)
         # A run that was killed may have removed the manifest of files that are there, and not synced that.
         is_replaced = any(path.exists() for path in (*manifests, *map(output.path, drafted)))
-        for path in manifests:
-            path.unlink(missing_ok=True)
         if is_replaced:
+            for path in manifests:
+                path.unlink(missing_ok=True)
             sync_folder(output.folder)
         for name in drafted:
             (output.draft / name).replace(output.path(name))
@@ -491,7 +532,7 @@ def _describe(output: Output, recipe: Recipe, tally: Tally, folder: Path, starte
             name: FileRecord(
                 bytes=(folder / name).stat().st_size,
                 is_log=name in output.logs,
-                **vars(checksums_of(folder / name)),
+                **checksums_of(folder / name),
             )
             for name in output.names
         },

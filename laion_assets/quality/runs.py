@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from laion_assets.layout import Layout, ShardId
-from laion_assets.published import DATA_STAGES, manifests_of
+from laion_assets.published import Manifests, manifests_of_everything
 
 UNKNOWN_DAY = "unknown"
 
@@ -46,8 +46,12 @@ class Runs:
     downloaded: Mapping[str, int]
 
 
-def runs_of(layout: Layout) -> Runs:
-    """Read every manifest, and the statistics of every image shard.
+def runs_of(layout: Layout, manifests: Manifests | None = None) -> Runs:
+    """What every manifest says, and the statistics of every image shard.
+
+    Args:
+        layout: where the data set is.
+        manifests: of everything, where they were read already.
 
     Raises:
         CorruptManifest: if a manifest cannot be read.
@@ -55,9 +59,9 @@ def runs_of(layout: Layout) -> Runs:
     costs = {
         stage: {
             key: Cost(rows=manifest.rows, seconds=manifest.seconds, bytes=manifest.bytes)
-            for key, manifest in manifests_of(layout, stage).items()
+            for key, manifest in found.items()
         }
-        for stage in DATA_STAGES
+        for stage, found in (manifests or manifests_of_everything(layout)).items()
     }
     downloaded: Counter[str] = Counter()
     for key, cost in costs["images"].items():

@@ -26,7 +26,7 @@ from laion_assets.formats import parquet
 from laion_assets.formats.publish import Manifest, bring, bring_all, require
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import OUTCOME_PREFIX, Outcome, Status
-from laion_assets.published import manifests_of
+from laion_assets.published import Manifests, manifests_of_everything
 from laion_assets.quality.thresholds import Thresholds
 from laion_assets.schema import (
     MISSING_SIMILARITY,
@@ -125,14 +125,21 @@ def _counted(values: pa.Array | pa.ChunkedArray) -> dict[Any, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
 
-def dataset_statistics(layout: Layout, *, memory_bytes: int = Thresholds().duckdb_memory_bytes) -> Statistics:
+def dataset_statistics(
+    layout: Layout,
+    manifests: Manifests | None = None,
+    *,
+    memory_bytes: int = Thresholds().duckdb_memory_bytes,
+) -> Statistics:
     """Figures of every image shard that is there; all zero where none is.
 
     Args:
         layout: where the shards are.
+        manifests: of everything, where they were read already.
         memory_bytes: memory that DuckDB may take; beyond it, it writes to the disk.
     """
-    images, normalized = manifests_of(layout, "images"), manifests_of(layout, "normalized_images")
+    manifests = manifests or manifests_of_everything(layout)
+    images, normalized = manifests["images"], manifests["normalized_images"]
     bring_all((layout.images(ShardId.parse(key)) for key in images), file=1)
     bring_all((layout.normalized_images(ShardId.parse(key)) for key in normalized), file=0)
     with _counting(memory_bytes) as counts:

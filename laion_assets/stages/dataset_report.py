@@ -16,7 +16,7 @@ from typing import Final
 
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring, publish
 from laion_assets.layout import Layout, ShardId
-from laion_assets.published import DATA_STAGES, manifests_of, sample_output, version_of_everything
+from laion_assets.published import Manifests, manifests_of_everything, sample_output, version_of
 from laion_assets.quality.runs import Runs, runs_of
 from laion_assets.quality.statistics import Statistics, dataset_statistics
 from laion_assets.quality.thresholds import Thresholds
@@ -54,7 +54,8 @@ def write_dataset_report(layout: Layout, *, memory_bytes: int = Thresholds().duc
         CorruptManifest: if a manifest cannot be read.
         CorruptTar: if a picture of the contact sheet is not the one that its row describes.
     """
-    published = version_of_everything(layout)
+    manifests = manifests_of_everything(layout)
+    published = version_of(manifests)
     recipe = Recipe(code_version=CODE_VERSION, inputs={"published": published})
 
     def write(draft: Draft) -> Tally:
@@ -62,13 +63,13 @@ def write_dataset_report(layout: Layout, *, memory_bytes: int = Thresholds().duc
         from laion_assets.quality.contact_sheet import draw_contact_sheet
         from laion_assets.quality.plots import draw_plots, draw_runs, join_plots
 
-        statistics, runs = dataset_statistics(layout, memory_bytes=memory_bytes), runs_of(layout)
-        stages = _stages(layout)
+        statistics = dataset_statistics(layout, manifests, memory_bytes=memory_bytes)
+        stages, runs = _stages(manifests), runs_of(layout, manifests)
         document = {"published": published, "stages": stages, "statistics": asdict(statistics)}
         draft.path(FIGURES).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         pictures = draw_plots(statistics)
         draft.path(PLOTS).write_bytes(join_plots(pictures))
-        shard = _shard_to_show(layout)
+        shard = _shard_to_show(manifests)
         if shard is not None:
             sheet = draft.scratch("sheet.png")
             draw_contact_sheet(layout, shard, sheet, columns=_SHEET_COLUMNS, limit=_SHEET_PICTURES)
@@ -89,23 +90,22 @@ def read_plots(layout: Layout) -> dict[str, bytes]:
     return {"data set": output.path(PLOTS).read_bytes(), "runs": output.path(RUNS_PLOTS).read_bytes()}
 
 
-def _stages(layout: Layout) -> dict[str, dict[str, int]]:
+def _stages(manifests: Manifests) -> dict[str, dict[str, int]]:
     """Stage -> how many partitions are published, and their rows and bytes, logs aside."""
-    found: dict[str, dict[str, int]] = {}
-    for stage in DATA_STAGES:
-        manifests = manifests_of(layout, stage).values()
-        found[stage] = {
-            "partitions": len(manifests),
-            "rows": sum(manifest.rows for manifest in manifests),
-            "bytes": sum(manifest.data_bytes for manifest in manifests),
+    return {
+        stage: {
+            "partitions": len(found),
+            "rows": sum(manifest.rows for manifest in found.values()),
+            "bytes": sum(manifest.data_bytes for manifest in found.values()),
         }
-    return found
+        for stage, found in manifests.items()
+    }
 
 
-def _shard_to_show(layout: Layout) -> ShardId | None:
+def _shard_to_show(manifests: Manifests) -> ShardId | None:
     """The first shard with examples."""
-    manifests = manifests_of(layout, "normalized_images")
-    return next((ShardId.parse(key) for key, manifest in manifests.items() if manifest.rows), None)
+    normalized = manifests["normalized_images"].items()
+    return next((ShardId.parse(key) for key, manifest in normalized if manifest.rows), None)
 
 
 # -- the page -------------------------------------------------------------------------------------

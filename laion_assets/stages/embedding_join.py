@@ -143,8 +143,11 @@ def _read_pairs(images: npy.VectorReader, texts: npy.VectorReader, found: _Pairs
     # Few at a time, which are still in a core's cache when they are computed with.
     for start in range(0, rows, BLOCK_ROWS):
         block = slice(start, min(start + BLOCK_ROWS, rows))
-        found.images[block] = as_float16(images.read(block.stop - start))
-        found.texts[block] = as_float16(texts.read(block.stop - start))
+        for reader, vectors in ((images, found.images[block]), (texts, found.texts[block])):
+            if reader.dtype == vectors.dtype:
+                reader.read_into(vectors)
+            else:
+                vectors[...] = as_float16(reader.read(len(vectors)))
         found.cosine[block], found.bad[block] = cosines(found.images[block], found.texts[block])
     return found
 

@@ -21,7 +21,7 @@ from laion_assets.errors import (
     SourceUnavailable,
 )
 from laion_assets.formats import npy, parquet
-from laion_assets.formats.checksums import SourceDigest, source_checksums_of
+from laion_assets.formats.checksums import Digest, source_checksums_of
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.layout import EmbeddingShardId, Layout
@@ -191,7 +191,7 @@ def identity_of(path: Path) -> str:
 
 def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[EmbeddingSource, dict[str, int]]:
     columns, metadata_rows = _look_at_metadata(sources.metadata)
-    of_images, of_texts = SourceDigest(), SourceDigest()
+    of_images, of_texts = Digest("sha256"), Digest("sha256")
     with (
         npy.open_reader(sources.image_vectors, width=width, digest=of_images) as images,
         npy.open_reader(sources.text_vectors, width=width, digest=of_texts) as texts,
@@ -213,7 +213,7 @@ def _check(sources: Sources, width: int, thresholds: Thresholds) -> tuple[Embedd
                 path=str(sources.metadata),
                 size_bytes=sources.metadata.stat().st_size,
                 columns=columns,
-                **asdict(source_checksums_of(sources.metadata)),
+                **source_checksums_of(sources.metadata),
             ),
         )
     return record, counts
@@ -278,10 +278,10 @@ def _count(flags: npt.NDArray[np.bool_]) -> int:
     return int(np.count_nonzero(flags))
 
 
-def _vector_source(reader: npy.VectorReader, digest: SourceDigest) -> VectorSource:
+def _vector_source(reader: npy.VectorReader, digest: Digest) -> VectorSource:
     return VectorSource(
         path=str(reader.path),
         size_bytes=reader.size_bytes,
         dtype=reader.dtype.name,
-        **asdict(digest.checksums),
+        **digest.checksums,
     )

@@ -95,17 +95,40 @@ def images(
     columns: ColumnPolicy = NO_COLUMNS,
     transport: Transport | None = None,
     follow: Follow | None = None,
+    retry: bool = False,
 ) -> Manifest:
     """Publish the pictures of one shard: adopt files that img2dataset wrote, if placed, else download.
+
+    Args:
+        shard: the shard.
+        layout: where the samples are and the images go.
+        fetch_policy: what may be asked of the web.
+        image_policy: what is accepted as a picture, and how it is stored.
+        columns: as for :func:`download_images`.
+        transport: what performs a GET; the real one by default.
+        follow: told after each URL how far the download is, from another thread.
+        retry: of a shard that was downloaded, ask again for the rows whose failure was passing, and publish
+            it anew if there are any. What became of the others stays, pictures byte for byte, and they are
+            not asked for.
 
     Raises:
         MissingInput: if the samples are not there yet, or only some of a placed shard's files are.
         CorruptParquet, CorruptTar, MisalignedShard: if placed files are damaged or do not belong together.
+        CorruptInput: if samples, or files that are retried, are not those that were published.
+        PlanError: if what is retried was made with other settings, inputs or code, so that it must be redone.
     """
     if is_placed(shard, layout):
         return adopt_images(shard, layout)
+    found = done(layout.images(shard)) if retry else None
     return download_images(
-        shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
+        shard,
+        layout,
+        fetch_policy,
+        image_policy,
+        columns=columns,
+        transport=transport,
+        follow=follow,
+        again=found is not None and count_passing(found.counts) > 0,
     )
 
 
@@ -147,7 +170,7 @@ def download_images(
             what is blurred.
         transport: what performs a GET; the real one by default.
         follow: told after each URL how far the download is, from another thread.
-        again: as :func:`retry_images`, of a shard that was downloaded and has rows to ask for again.
+        again: as ``retry`` of :func:`images`, of a shard that has rows to ask for again.
 
     Raises:
         MissingInput: if the samples, or a column of them, are not there yet.
@@ -202,51 +225,6 @@ def download_images(
         return tally
 
     return publish(layout.images(shard), recipe, write, reads=[layout.samples(shard)], again=again)
-
-
-def retry_images(
-    shard: ShardId,
-    layout: Layout,
-    fetch_policy: FetchPolicy,
-    image_policy: ImagePolicy,
-    *,
-    columns: ColumnPolicy = NO_COLUMNS,
-    transport: Transport | None = None,
-    follow: Follow | None = None,
-) -> Manifest:
-    """Ask again for the rows of a downloaded shard whose failure was passing, and publish it anew.
-
-    What became of the others stays, pictures byte for byte, and they are not asked for. A shard without such
-    rows, or that img2dataset made, stays as it is; one that is not there is downloaded.
-
-    Args:
-        shard: the shard.
-        layout: where the samples and images are.
-        fetch_policy: what may be asked of the web.
-        image_policy: what is accepted as a picture, and how it is stored.
-        columns: as for :func:`download_images`.
-        transport: what performs a GET; the real one by default.
-        follow: told after each URL how far the download is, from another thread.
-
-    Raises:
-        PlanError: if the shard was made with other settings, inputs or code, so that it must be redone.
-        CorruptInput: if its files, or the samples, are not those that were published.
-    """
-    found = done(layout.images(shard))
-    if is_placed(shard, layout) or (found is not None and not count_passing(found.counts)):
-        return images(
-            shard, layout, fetch_policy, image_policy, columns=columns, transport=transport, follow=follow
-        )
-    return download_images(
-        shard,
-        layout,
-        fetch_policy,
-        image_policy,
-        columns=columns,
-        transport=transport,
-        follow=follow,
-        again=found is not None,
-    )
 
 
 def _recipe(

@@ -74,13 +74,12 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
         else:
             table, further = _planned_rows(layout, plan, shard, rows, carried)
         # What is no UTF-8 in one row must not cost the shard.
-        table = pa.table({name: valid_text(table[name]) for name in table.column_names})
-        reasons = set_aside_reasons(table["url"], table["similarity"])
-        table = table.append_column(SAMPLES.field("set_aside"), reasons)
-        for field, column in zip(further.schema, further.columns, strict=True):
-            table = table.append_column(field, column)
-        schema = pa.schema([*SAMPLES, *further.schema])
-        parquet.write_table(draft.only, table, schema, is_valid_text=True)
+        columns = {name: valid_text(table[name]) for name in table.column_names}
+        reasons = set_aside_reasons(columns["url"], columns["similarity"])
+        table = pa.table(
+            [*columns.values(), reasons, *further.columns], schema=pa.schema([*SAMPLES, *further.schema])
+        )
+        parquet.write_table(draft.only, table, table.schema, is_valid_text=True)
         counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
         counts = {f"{SET_ASIDE_PREFIX}{entry['values']}": entry["counts"] for entry in counted}
         counts["set_aside"] = sum(counts.values())
@@ -114,9 +113,8 @@ def _planned_rows(
             )
         raw = reader.read_row_group(group, columns=[*RAW.names, *names.values()])
     further = raw.select(list(names.values())).rename_columns(list(names))
-    raw = raw.select(RAW.names).cast(RAW)
-    columns = {name: raw[source] for name, source in _FROM_RAW.items()}
     keys = plan.keys(shard, rows.rows)
+    columns = {name: raw[source] for name, source in _FROM_RAW.items()}
     fields = [extra_field(field.name, field.type) for field in further.schema]
     return pa.table({"key": keys, **columns}), further.cast(pa.schema(fields))
 

@@ -3,6 +3,7 @@
 import pytest
 from export_inputs import WIDTH, inodes_of, write_all, write_images
 
+from laion_assets import __version__
 from laion_assets.layout import Layout, ShardId
 
 COMMANDS = ("build", "status", "check", "verify", "export", "show", "ui", "demo")
@@ -16,6 +17,11 @@ def test_help_names_every_command_and_option(run_cli, tmp_path):
         help_text = run_cli(command, "--help", cwd=tmp_path)
         assert help_text.returncode == 0
         assert "Usage:" in help_text.stdout
+
+
+def test_it_says_its_version(run_cli, tmp_path):
+    result = run_cli("--version", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"laion-assets {__version__}\n", "")
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class Backfill:
 
     def phase(self, since: float) -> str:
         """The stages whose drafts are being written, else the one whose manifest is newest."""
-        drafts = {path for path in self.layout.root.glob("*/.drafts/*") if path.stat().st_ctime > since}
+        drafts = {path for path in self.layout.root.glob("*/.drafts/[!.]*") if path.stat().st_ctime > since}
         if drafts:
             return "in " + " and ".join(sorted({path.parents[1].name for path in drafts}))
         manifests = [(path.stat().st_ctime, path) for path in self.layout.root.glob("*/*.manifest*")]
@@ -345,7 +345,7 @@ def _assert_all_is_right(backfill: Backfill, peaceful: Settings) -> None:
     assert true > 0.5 * ROWS
     command = [sys.executable, "-m", "laion_assets", "check", "--settings", backfill.folder / "laion.toml"]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    assert not [*layout.root.glob("*/.drafts/*"), *layout.root.glob("*/.journals/*")]
+    assert not [*layout.root.glob("*/.drafts/[!.]*"), *layout.root.glob("*/.journals/*")]
     printed = (backfill.folder / "printed.txt").read_text()
     assert "Traceback" not in printed
     assert "crash in" not in printed

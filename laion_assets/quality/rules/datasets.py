@@ -53,7 +53,8 @@ class _Dataset:
             self.shards: Mapping[str, Mapping[str, Any]] = record["shards"]
             (split,) = info["splits"]
             self.lengths = [int(length) for length in split["shardLengths"]]
-            self.num_bytes = int(split["numBytes"])
+            # protobuf's JSON leaves out a number that is 0: no shard has an example.
+            self.num_bytes = int(split.get("numBytes", 0))
             examples = {ShardId.parse(key).number: shard["examples"] for key, shard in self.shards.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptInput(

@@ -73,6 +73,14 @@ def test_it_is_written_again_only_when_something_changed(root):
     assert second.recipe != first.recipe
 
 
+def test_a_manifest_is_read_once(root, opened):
+    manifest = root.layout.samples(ShardId(2)).manifest  # of no picture that is shown
+    root.layout.dataset_report().manifest.unlink()
+    opened.clear()
+    write_dataset_report(root.layout)
+    assert opened.count(str(manifest)) == 1
+
+
 def test_text_of_the_data_set_is_never_markup(root):
     table = root.layout.normalized_images(ShardId(0))
     root.rewrite_table(table, table.names[0], lambda rows: rows[0].update(license=HOSTILE, nsfw=HOSTILE))

@@ -20,6 +20,8 @@ from laion_assets.formats.tfds import METADATA_FILES
 from laion_assets.formats.tfrecord import check_records
 from laion_assets.layout import EmbeddingShardId, Layout, ShardId
 from laion_assets.published_dataset import verify_dataset
+from laion_assets.quality.checks import evaluate, rules_of
+from laion_assets.quality.thresholds import Thresholds
 from laion_assets.stages.laion400m import publish_dataset
 from laion_assets.stages.tfds_embeddings import write_tfds_embeddings
 from laion_assets.stages.tfds_images import write_tfds_images
@@ -109,6 +111,13 @@ def test_missing_and_empty_shards_keep_their_numbers(layout: Layout) -> None:
         "data_version": four.data_version,
     }
     assert record["shards"]["00003"]["examples"] == 0
+
+
+def test_without_any_example_a_data_set_is_checked_as_others_are(layout: Layout) -> None:
+    _write_images(layout, 0, 0)
+    publish_dataset("images", layout, shard_count=2)
+    for rule in rules_of("laion400m_images"):
+        assert evaluate(rule, layout, Thresholds(), "laion400m_images").passed
 
 
 def test_embeddings_of_any_width(layout: Layout) -> None:
@@ -290,6 +299,7 @@ def test_one_more_shard_is_one_more_link(layout: Layout, on_change: Callable) ->
         _write_images(layout, number, 2)
     publish_dataset("images", layout, shard_count=5)
     build, before = layout.tfds_version("images").resolve(), _bodies(layout.tfds_version("images"))
+    inodes = {path: path.stat().st_ino for path in build.iterdir()}
     _write_images(layout, 2, 3)
     _write_images(layout, 4, 0)
     events: list[str] = []
@@ -302,7 +312,9 @@ def test_one_more_shard_is_one_more_link(layout: Layout, on_change: Callable) ->
     after = _bodies(build)
     new = "laion400m-train.tfrecord-00002-of-00005"
     assert after.keys() - before.keys() == {new}
-    assert {name for name in before if before[name] != after[name]} == {"dataset_info.json", "metadata.json"}
+    changed = {"dataset_info.json", "metadata.json"}
+    assert {name for name in before if before[name] != after[name]} == changed
+    assert {path.name for path, inode in inodes.items() if path.stat().st_ino != inode} == changed
     assert (build / new).samefile(layout.tfds_images(ShardId(2)).only)
 
 

@@ -16,7 +16,7 @@ from laion_assets.image_policy import ImagePolicy
 from laion_assets.layout import Layout, ShardId
 from laion_assets.outcomes import PASSING, Outcome, count_passing
 from laion_assets.schema import SAMPLES
-from laion_assets.stages.images import download_images, retry_images
+from laion_assets.stages.images import download_images, images
 
 SHARD = ShardId(12)
 FETCH = FetchPolicy(backoff_s=0, attempts=1, concurrency=4, compute_hash="md5", **one_host.MANNERS)
@@ -78,7 +78,7 @@ def first(layout):
 
 
 def retry(layout, transport, fetch=FETCH, image=IMAGE):
-    return retry_images(SHARD, layout, fetch, image, transport=transport)
+    return images(SHARD, layout, fetch, image, transport=transport, retry=True)
 
 
 def members(layout):
