@@ -6,6 +6,7 @@
 # make bench-tfds       measure making TFDS shards, ours and the official builder's (bench-tfds-quick: as above)
 # make plan    what all of LAION-400M would take, from what was measured
 # make bench-orchestration   measure Dagster itself with 100,000 shards (bench-orchestration-quick: as above)
+# make cluster-test   a data set built on a Ray cluster of which a node is killed, in namespaces of this machine
 # make crash-test, make crash-test-long   what docs/reliability.md promises, put to the test
 
 # The first of these that is a Python this project runs on.
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: demo test check ui slow crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick plan lock clean
+.PHONY: demo test check ui slow cluster-test crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick plan lock clean
 
 demo: $(VENV)/runtime
 	$(BIN)/laion-assets demo
@@ -31,6 +32,11 @@ test: $(VENV)/dev
 
 slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
+
+# Some minutes, as root on Linux, with iproute2 and PostgreSQL. It prints what the lost node cost, and what Ray
+# does. However it ends, all that it started ends with it.
+cluster-test: $(VENV)/dev
+	unshare --net --pid --mount-proc --fork --kill-child $(BIN)/python -m pytest -m cluster -s tests/cluster
 
 # Some minutes, and some hours; both print their figures.
 crash-test: $(VENV)/dev

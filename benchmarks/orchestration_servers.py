@@ -140,8 +140,12 @@ def serving_ui(settings_file: Path, environment: Mapping[str, str], log: Path) -
 
 
 @contextmanager
-def serving_postgres() -> Iterator[str | None]:
-    """Address of a PostgreSQL server that runs while the block does; None where it is not installed."""
+def serving_postgres(*, by_socket: bool = False) -> Iterator[str | None]:
+    """Address of a PostgreSQL server that runs while the block does; None where it is not installed.
+
+    Args:
+        by_socket: name its Unix socket, which other network namespaces reach, too.
+    """
     programs = _postgres_programs()
     if programs is None:
         yield None
@@ -170,7 +174,8 @@ def serving_postgres() -> Iterator[str | None]:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise Failed("PostgreSQL did not start: .bench/postgres.log")
                 time.sleep(0.1)
-            yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
+            host, query = ("", f"?host={name}&port={port}") if by_socket else (f"127.0.0.1:{port}", "")
+            yield f"postgresql+psycopg2://dagster@{host}/postgres{query}"
         finally:
             server.send_signal(signal.SIGINT)  # without waiting for those connected
             server.wait(_END_S)

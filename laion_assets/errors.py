@@ -8,6 +8,7 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
     ├── MissingInput           a file of the stage before is not there yet
     ├── SourceUnavailable      a raw file or a vector file cannot be fetched or opened
     ├── ShardBusy              another process holds the lease on this output
+    ├── WorkerLost             the processes that worked on it died, one after the other
     ├── StorageError           the disk, its rights or the limits refuse what has to be written
     │   ├── DiskFull               no room, or no quota, left
     │   ├── NotWritable            a read-only disk, or a folder of another user's
@@ -28,6 +29,8 @@ A bad *sample* is not here: it is a value, recorded in its row. These are the er
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from laion_assets.text import MESSAGE_CHARACTERS, unlinked
@@ -62,6 +65,10 @@ class SourceUnavailable(LaionAssetsError):
 
 class ShardBusy(LaionAssetsError):
     """Another process is writing this output."""
+
+
+class WorkerLost(LaionAssetsError):
+    """Process after process that worked on a partition died."""
 
 
 class StorageError(LaionAssetsError):
@@ -108,6 +115,11 @@ class CorruptInput(LaionAssetsError):
         self.expected = expected
         self.found = found
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Callable[..., CorruptInput], tuple[()]]:
+        """Pickled by its facts: Python would call it with its message alone."""
+        facts = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
+        return partial(type(self), self.path, **facts), ()
 
 
 class CorruptParquet(CorruptInput):

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from laion_assets.defs.recording import Refusal, Watcher
+from laion_assets.defs.recording import Watcher
 from laion_assets.download_progress import DownloadProgress
 from laion_assets.formats.publish import Manifest
 from laion_assets.pipeline import Stage
+from laion_assets.shard_work import Refusal
 
 _SECONDS_PER_DRAWING: Final = 0.5
 

@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -108,6 +108,21 @@ class AutomationSettings(Policy):
     """Days after which the UI warns that a data set, the catalog or the report is old; 0 for never."""
 
 
+class RunSettings(Policy):
+    """Where the work of a run's stages on its partitions is done."""
+
+    workers: Literal["here", "processes", "ray"] = "here"
+    """``here``: one partition after the other in the run's own process. ``processes``: several at once in
+    processes of this machine. ``ray``: as tasks of the Ray cluster that the run is in."""
+    cores: int = Field(default=0, ge=0)
+    """Cores that the partitions of a run may take at once; 0 for all that the machine or the cluster has."""
+    cores_per_download: int = Field(default=4, ge=1)
+    """Cores that the download of one shard takes: one speaks to the web, the others decode, unless
+    ``image.workers`` says how many do. Every other stage takes one."""
+    retries: int = Field(default=5, ge=0)
+    """How often a partition is begun anew whose worker died."""
+
+
 class Settings(BaseSettings):
     """Everything a user may set; ``LAION_FETCH__ATTEMPTS=3`` sets ``attempts`` of ``[fetch]``."""
 
@@ -143,6 +158,7 @@ class Settings(BaseSettings):
     automation: AutomationSettings = AutomationSettings()
     quality: Thresholds = Thresholds()
     records: RecordSettings = RecordSettings()
+    run: RunSettings = RunSettings()
 
     @field_validator("store")
     @classmethod
@@ -175,7 +191,9 @@ class Settings(BaseSettings):
             raise SettingsError(f"{path} is not TOML: {error}") from None
         except UnparsableSettings as error:
             raise SettingsError(f"{error}: lists are written as JSON, such as [80, 443]") from None
-        return settings.relative_to(base)
+        # Of the class itself, and not of the one made for this file, which could not be pickled.
+        plain = cls.model_construct(settings.model_fields_set, **dict(settings))
+        return plain.relative_to(base)
 
     def relative_to(self, base: Path) -> Settings:
         """The same settings with relative paths taken from ``base``."""

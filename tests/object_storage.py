@@ -28,11 +28,12 @@ class Server:
     """A server of object storage, or what stands before one."""
 
     port: int
+    host: str = HOST
 
     def environment(self) -> dict[str, str]:
         """What leads obstore to it."""
         return {
-            "AWS_ENDPOINT": f"http://{HOST}:{self.port}",
+            "AWS_ENDPOINT": f"http://{self.host}:{self.port}",
             "AWS_ALLOW_HTTP": "true",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -42,7 +43,7 @@ class Server:
     def new_store(self) -> str:
         """URL of a place in a bucket of its own."""
         bucket = f"bucket-{next(_numbers)}"
-        connection = http.client.HTTPConnection(HOST, self.port)
+        connection = http.client.HTTPConnection(self.host, self.port)
         connection.request("PUT", f"/{bucket}")
         assert connection.getresponse().status == 200
         connection.close()
@@ -50,26 +51,27 @@ class Server:
 
 
 @contextmanager
-def serving_s3() -> Iterator[Server]:
+def serving_s3(host: str = HOST) -> Iterator[Server]:
     """Moto's server, in a process of its own."""
-    command = [sys.executable, "-m", "moto.server", "-H", HOST, "-p", "0"]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     )
     assert process.stderr is not None
+    # It writes a line for each request.
+    reader = threading.Thread(target=process.stderr.read)
     try:
         port = next(
-            int(found[1]) for line in process.stderr if (found := re.search(rf"http://{HOST}:(\d+)", line))
+            int(found[1]) for line in process.stderr if (found := re.search(rf"http://{host}:(\d+)", line))
         )
-        # It writes a line for each request.
-        reader = threading.Thread(target=process.stderr.read)
         reader.start()
-        yield Server(port)
+        yield Server(port, host)
     finally:
         process.kill()
         process.wait()
-    reader.join()
-    process.stderr.close()
+        if reader.ident is not None:
+            reader.join()
+        process.stderr.close()
 
 
 @dataclass

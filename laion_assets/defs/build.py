@@ -12,7 +12,7 @@ from dagster._core.execution.api import execute_run
 
 from laion_assets.defs.assembly import build_definitions
 from laion_assets.defs.partitions import range_tags
-from laion_assets.defs.recording import RETRY_TAG, Refusal, Watcher
+from laion_assets.defs.recording import RETRY_TAG, Watcher
 from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.download_progress import DownloadProgress
 from laion_assets.errors import SettingsError
@@ -33,6 +33,7 @@ from laion_assets.plan import find_placed
 from laion_assets.published import whole_partitions
 from laion_assets.quality.checks import Rule, Verdict
 from laion_assets.settings import Settings
+from laion_assets.shard_work import Refusal
 from laion_assets.space import check_room
 
 

@@ -1,6 +1,8 @@
 """Every quality rule as an asset check, recorded for each partition."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
@@ -12,8 +14,9 @@ from laion_assets.defs.partitions import PartitionSets, keys_of_run
 from laion_assets.defs.recording import Watcher
 from laion_assets.formats.publish import read_manifest
 from laion_assets.pipeline import STAGES, Stage, upstream_of
-from laion_assets.quality.checks import Rule, Verdict, evaluate, rules_of
+from laion_assets.quality.checks import Rule, Verdict, rules_of
 from laion_assets.settings import Settings
+from laion_assets.shard_work import Refusal, check, map_shards
 
 Targets = Mapping[str, AssetCheckEvaluationTargetMaterializationData]
 """Partition -> the materialization that a verdict on it is about."""
@@ -56,12 +59,16 @@ def _checks(
             if key not in left_out and read_manifest(stage.output(settings.layout, key)) is not None
         ]
         targets = latest_materializations(context.instance, stage.name, there)
+        names = sorted(key.name for key in context.selected_asset_check_keys)
+        found = {}
+        for key, found_of in _evaluate(stage, names, settings, there):
+            found[key] = found_of
+            for name, verdict in found_of.items():
+                watcher.check_ended(rules[name], key, verdict)
         blocked: dict[str, str] = {}
-        for name in sorted(key.name for key in context.selected_asset_check_keys):
+        for name in names:
             rule = rules[name]
-            verdicts = {key: evaluate(rule, settings.layout, settings.quality, key) for key in there}
-            for key, verdict in verdicts.items():
-                watcher.check_ended(rule, key, verdict)
+            verdicts = {key: found[key][name] for key in there}
             bad = _blocked(rule, verdicts)
             blocked = bad | blocked
             if bad and bad.keys() == verdicts.keys():
@@ -76,6 +83,17 @@ def _checks(
             raise failure_of(f"checks of {stage.name}", stage.name, keys, blocked, left_out)
 
     return checks
+
+
+def _evaluate(
+    stage: Stage, names: Sequence[str], settings: Settings, keys: Sequence[str]
+) -> Iterator[tuple[str, Mapping[str, Verdict]]]:
+    """Each partition with what every rule found, worked out where the stages' work is done."""
+    with closing(map_shards(partial(check, stage.name, names, settings), keys, settings.run)) as outcomes:
+        for key, outcome in outcomes:
+            if isinstance(outcome, Refusal):
+                raise outcome
+            yield key, outcome
 
 
 def _blocked(rule: Rule, verdicts: Mapping[str, Verdict]) -> dict[str, str]:

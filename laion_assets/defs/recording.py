@@ -1,6 +1,8 @@
 """What Dagster is told of a partition: events, versions, metadata. Text of the data set is never markup."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -16,19 +18,23 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from laion_assets.defs.failures import failure_of, lost_partitions, report_partition
 from laion_assets.defs.metadata import metadata_of
-from laion_assets.defs.workers import end_with_parent
 from laion_assets.download_progress import DownloadProgress, Follow, every
 from laion_assets.errors import DiskFull, LaionAssetsError
 from laion_assets.formats.publish import Manifest, done
 from laion_assets.pipeline import Stage, upstream_of
 from laion_assets.quality.checks import Rule, Verdict
-from laion_assets.scratch import trim_copies
 from laion_assets.settings import Settings
+from laion_assets.shard_work import (
+    SECONDS_PER_LOG_LINE,
+    Refusal,
+    cores_of,
+    end_with_parent,
+    make,
+    map_shards,
+    settings_of_workers,
+)
 from laion_assets.space import check_room
 from laion_assets.text import printable, with_printable_errors
-
-# Why a partition is not there: its files are not right, or the disk, the folder or the limits are not.
-Refusal = LaionAssetsError | OSError
 
 
 class Watcher:
@@ -48,8 +54,6 @@ RETRY_TAG: Final = "laion_assets/retry_failed"
 """Tag of runs in which a stage does again only what failed and may not fail again, if it knows how."""
 
 _MESSAGE_CHARACTERS: Final = 2_000
-# Each line is an event in Dagster's records, for good.
-_SECONDS_PER_LOG_LINE: Final = 30.0
 _NO_VERSION: Final = "none"
 
 # In a run over a range, Dagster itself would record every partition with one common data version, and
@@ -78,28 +82,27 @@ def materialize_partitions(
         report_partition(context, key, reason, left_out=True)
     seen = _latest_events(stage, context.instance)
     wanted = [key for key in context.partition_keys if key not in left_out]
-    full = _room(stage, settings, wanted)
-    for key in wanted:
-        try:
-            if key in full:
-                raise full[key]
-            trim_copies(settings)
-            manifest = _run(context, stage, settings, key, watcher)
-            metadata = metadata_of(stage, settings, manifest)
-        except (LaionAssetsError, OSError) as error:
-            failed[key] = printable(str(error), _MESSAGE_CHARACTERS)
-            report_partition(context, key, failed[key])
-            watcher.partition_ended(stage, key, error)
-            continue
-        context.log_event(
-            dg.AssetMaterialization(
-                asset_key=context.asset_key,
-                partition=key,
-                metadata=metadata,
-                tags=_version_tags(stage, manifest, seen),
+    # Closed, so that what is still at work has ended when this process is told to.
+    with closing(_outcomes(context, stage, settings, wanted, watcher)) as outcomes:
+        for key, outcome in outcomes:
+            try:
+                if isinstance(outcome, Refusal):
+                    raise outcome
+                metadata = metadata_of(stage, settings, outcome)
+            except (LaionAssetsError, OSError) as error:
+                failed[key] = printable(str(error), _MESSAGE_CHARACTERS)
+                report_partition(context, key, failed[key])
+                watcher.partition_ended(stage, key, error)
+                continue
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key=context.asset_key,
+                    partition=key,
+                    metadata=metadata,
+                    tags=_version_tags(stage, outcome, seen),
+                )
             )
-        )
-        watcher.partition_ended(stage, key, manifest)
+            watcher.partition_ended(stage, key, outcome)
     if len(failed) < len(wanted):
         yield dg.MaterializeResult(metadata=_ALREADY_RECORDED)
     if failed or left_out:
@@ -116,20 +119,24 @@ def _room(stage: Stage, settings: Settings, wanted: Sequence[str]) -> dict[str, 
     return {}
 
 
-def _run(
-    context: dg.AssetExecutionContext, stage: Stage, settings: Settings, key: str, watcher: Watcher
-) -> Manifest:
-    run = stage.retry if stage.retry is not None and RETRY_TAG in context.run.tags else stage.follow
-    if run is None:
-        return stage.run(settings, key)
-    return run(settings, key, _follower(context, stage, key, watcher))
+def _outcomes(
+    context: dg.AssetExecutionContext, stage: Stage, settings: Settings, keys: Sequence[str], watcher: Watcher
+) -> Generator[tuple[str, Manifest | Refusal]]:
+    """What came of each partition, as it ends."""
+    full = _room(stage, settings, keys)
+    yield from full.items()
+    work = partial(make, stage.name, settings_of_workers(settings), retry=RETRY_TAG in context.run.tags)
+    if settings.run.workers == "here":
+        work = partial(work, follower=partial(_follower, context, watcher))
+    others = [key for key in keys if key not in full]
+    yield from map_shards(work, others, settings.run, cores_each=cores_of(stage, settings))
 
 
-def _follower(context: dg.AssetExecutionContext, stage: Stage, key: str, watcher: Watcher) -> Follow:
+def _follower(context: dg.AssetExecutionContext, watcher: Watcher, stage: Stage, key: str) -> Follow:
     def log(progress: DownloadProgress) -> None:
         context.log.info("%s %s: %s", stage.name, key, progress.describe())
 
-    log_soberly = every(_SECONDS_PER_LOG_LINE, log)
+    log_soberly = every(SECONDS_PER_LOG_LINE, log)
 
     def follow(progress: DownloadProgress) -> None:
         watcher.partition_goes_on(stage, key, progress)

@@ -1,19 +1,14 @@
-"""What a process that executes runs owes the others: a proof that it lives, and no life after its parent's.
+"""What a process that executes runs owes the others: a proof that it lives.
 
 The proof is a lock on a file in Dagster's folder, which the kernel releases when its holder dies, however it
 does: no process id that another could have by now, and no beat that a loaded machine could miss.
 """
 
 import fcntl
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -75,24 +70,6 @@ def fail_orphans(instance: dg.DagsterInstance, home: Path) -> None:
     for run in instance.get_runs(RunsFilter(statuses=statuses)):
         if BUILD_TAG in run.tags and not is_attended(home, run):
             instance.report_run_failed(run, "The build that executed this run was killed.")
-
-
-@cache
-def end_with_parent() -> None:
-    """From now on, end this process at once when the one that started it ends, if that was Python's doing.
-
-    Dagster's run and step processes outlive a parent that is killed, and would write on beside the run that
-    takes their place. A process that a person started is left alone.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _lock_of(home: Path, name: str) -> Path:

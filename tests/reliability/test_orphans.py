@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +14,9 @@ import pytest
 from dagster._core.utils import make_new_run_id
 
 from laion_assets.defs.instance import open_instance, prepare_home
-from laion_assets.defs.workers import BUILD_TAG, attended, end_with_parent, fail_orphans, is_attended
+from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans, is_attended
+from laion_assets.settings import RunSettings
+from laion_assets.shard_work import end_with_parent, map_shards
 
 SPAWN = multiprocessing.get_context("spawn")
 START_S = 60.0
@@ -39,6 +42,16 @@ def start_writer(path):
     writer = SPAWN.Process(target=write_on, args=(path,))
     writer.start()
     writer.join()
+
+
+def hand_out(path):
+    """As a run does whose shards are worked on in other processes."""
+    for _ in map_shards(partial(write_shard, path), ["00000"], RunSettings(workers="processes", cores=1)):
+        pass
+
+
+def write_shard(path, _):
+    write_on(path)
 
 
 def attend(home, name, ready):
@@ -99,9 +112,10 @@ def add_run(instance, status=dg.DagsterRunStatus.STARTED, **tags):
 # -- processes --------------------------------------------------------------------------------------------
 
 
-def test_a_step_process_ends_with_the_one_that_started_it(tmp_path):
+@pytest.mark.parametrize("start", [start_writer, hand_out])
+def test_a_process_ends_with_the_one_that_started_it(tmp_path, start):
     path = tmp_path / "written"
-    parent = SPAWN.Process(target=start_writer, args=(path,))
+    parent = SPAWN.Process(target=start, args=(path,))
     parent.start()
     writer = writer_of(path)
     parent.kill()

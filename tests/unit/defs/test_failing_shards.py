@@ -27,11 +27,12 @@ ROWS = 40
 class Data:
     """Four embedding shards, and Dagster's records of runs over them."""
 
-    def __init__(self, folder, instance):
+    def __init__(self, folder, instance, workers="here"):
         self.instance = instance
         self.settings = Settings(
             data_root=folder / "data",
             embeddings={"source": str(folder / "release"), "width": WIDTH},
+            run={"workers": workers, "cores": 2},
         )
         self.source = folder / "release"
         for key in KEYS:
@@ -107,13 +108,13 @@ class Saboteur(Watcher):
             path.write_bytes(path.read_bytes()[:-100])
 
 
-@pytest.fixture(scope="module")
-def batch(tmp_path_factory):
+@pytest.fixture(scope="module", params=["here", pytest.param("processes", marks=pytest.mark.slow)])
+def batch(tmp_path_factory, request):
     """A run over four shards of which one had been finished before its source was damaged."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("batch")
         patch.setenv("DAGSTER_HOME", str(folder))  # which preparing sets, restored at the end
-        data = Data(folder, open_instance(prepare_home(folder / "home")))
+        data = Data(folder, open_instance(prepare_home(folder / "home")), request.param)
         for stage in EMBEDDINGS:
             STAGE_BY_NAME[stage].run(data.settings, DAMAGED)
         data.damage(1)
