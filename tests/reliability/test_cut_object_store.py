@@ -127,6 +127,9 @@ def test_a_kill_at_any_request_leaves_all_or_nothing(tmp_path: Path, proxy: Prox
     store = proxy.new_store()
     source = publish_source(tmp_path / "source", store).data_version
     total = count_requests(proxy, lambda: publish_shard(tmp_path / "whole", store, source))
+    # Two looks; what is read, and its manifest; a file in two parts, with what begins and ends them; another
+    # file; the manifest.
+    assert total == 2 + 2 + 4 + 1 + 1
     left, numbers = [], moments(proxy, moment)
     for number in numbers:
         store = proxy.new_store()
@@ -198,7 +201,7 @@ def put_manifest_first(root: Path, store: str) -> None:
     files = {}
     for name in output.names:
         (root / name).write_bytes(body("a", name, 1000))
-        files[name] = FileRecord(bytes=1000, **vars(checksums_of(root / name)))
+        files[name] = FileRecord(bytes=1000, **checksums_of(root / name))
     manifest = Manifest(
         stage=output.stage,
         partition=output.partition,
