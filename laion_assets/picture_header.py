@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Colour types of a PNG (its specification, 11.2.2) -> channels; a palette may hold transparent colours.
@@ -83,6 +84,8 @@ def read_headers(
     Returns:
         Width, height, channels and bits of each, int64 (files, 4); zeros where there is no header.
     """
+    import numpy as np  # not above, for the processes that decode, which do without
+
     headers = np.zeros((len(begins), len(Header._fields)), np.int64)
     is_alike = np.zeros(len(begins), bool)
     first = body[begins[0] :][: min(sizes[0], _USUAL_BYTES)] if len(begins) else b""
