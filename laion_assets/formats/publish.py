@@ -18,7 +18,6 @@ worst of it anyway, as pictures and their tars come from anywhere, while it is r
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import time
@@ -348,31 +347,18 @@ def _send(
 
 
 def _make_draft(draft: Path) -> None:
-    if draft.exists():
-        shutil.rmtree(draft)  # of a run that was killed: we hold its lease
     try:
-        _spare(draft).rename(draft)
-    except OSError:
         draft.mkdir(parents=True)
+    except FileExistsError:
+        shutil.rmtree(draft)  # of a run that was killed: we hold its lease
+        draft.mkdir()
 
 
 def _remove_draft(draft: Path) -> None:
-    """Leave no draft; a folder that is empty once everything is in place may serve the next one.
-
-    ext4 passes over the inodes of what was removed in the last seconds, one by one, for each new file.
-    """
     try:
-        if os.listdir(draft):  # noqa: PTH208 (a path of each takes longer)
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.rename(_spare(draft))
+        draft.rmdir()  # empty once everything is in place
     except OSError:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _spare(draft: Path) -> Path:
-    """An empty folder, which whoever renames it first has, and which is replaced by the next one."""
-    return draft.with_name(".spare")
 
 
 def _tidy(output: Output) -> None:

@@ -383,27 +383,6 @@ def test_what_a_killed_run_left_is_removed_by_the_next(output):
     assert not output.journal.exists()
 
 
-def test_a_draft_begins_empty_in_the_folder_of_the_last_one(output, tmp_path):
-    folders = []
-
-    def write(draft):
-        folders.append(draft.only.parent.stat().st_ino)
-        assert not list(draft.only.parent.iterdir())
-        draft.only.write_bytes(b"one")
-        if len(folders) == 3:
-            draft.scratch("left").write_bytes(b"x")
-        return Tally(rows=1)
-
-    drafts = []
-    for number in range(5):
-        samples = Layout(tmp_path).samples(ShardId(number))
-        publish(samples, RECIPE, write)
-        drafts.append([path.name for path in samples.draft.parent.iterdir()])
-    assert len(set(folders[:3])) == 1
-    # What a stage leaves in its draft goes with it.
-    assert drafts == [[".spare"], [".spare"], [], [".spare"], [".spare"]]
-
-
 def test_the_old_partition_stays_until_the_new_one_is_whole(output):
     publish(output, RECIPE, writer(b"one", b"two"))
 
