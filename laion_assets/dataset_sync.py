@@ -17,13 +17,12 @@ from typing import Any, Final
 from laion_assets.errors import MissingInput, SettingsError
 from laion_assets.formats import builds, tfds
 from laion_assets.formats.durable import identity, make_folder, naming_storage_errors, write_durably
+from laion_assets.formats.tfrecord import FRAMING_BYTES
 from laion_assets.layout import DATASET_NAME, DATASET_VERSION, Layout, ShardId
 from laion_assets.published_dataset import PublishedDataset, PublishedShard, copy_shard, read_dataset
 
 _NOTES: Final = ".synced.jsonl"
 _INFO: Final = tfds.METADATA_FILES[-1]
-# Of length, checksum of length, and checksum of the payload (facts of the format of TFRecord).
-_RECORD_FRAME_BYTES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +160,9 @@ class _Notes:
         kept = {str(shard.shard): shard.file_name for shard in shards}
         self.files = {key: noted for key, noted in self.files.items() if key in kept}
         write_durably(self._path, "".join(f"{json.dumps(noted)}\n" for noted in self.files.values()).encode())
+        names = set(kept.values())
         for path in self._folder.glob(f"{DATASET_NAME}-{tfds.SPLIT}.*-of-*"):
-            if path.name not in kept.values():
+            if path.name not in names:
                 path.unlink()
 
 
@@ -186,5 +186,5 @@ def _tell(dataset: PublishedDataset, shards: Sequence[PublishedShard], folder: P
 
 def _payload_bytes(layout: Layout, shards: Iterable[PublishedShard]) -> int:
     """Bytes of the examples, as TFDS counts them; of ArrayRecord with what is around them."""
-    frame = _RECORD_FRAME_BYTES if layout.file_format == "tfrecord" else 0
+    frame = FRAMING_BYTES if layout.file_format == "tfrecord" else 0
     return sum(shard.bytes - frame * shard.examples for shard in shards)

@@ -74,6 +74,11 @@ def part_id(file_name: str) -> str:
     return name
 
 
+def partition_name(stage: str, partition: str) -> str:
+    """What messages call a partition: its stage and its key, where it has one."""
+    return stage if partition == stage else f"{stage} {partition}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """The files of one stage for one partition.
@@ -101,7 +106,7 @@ class Output:
     place: str = ""
 
     def __str__(self) -> str:
-        return self.stage if self.partition == self.stage else f"{self.stage} {self.partition}"
+        return partition_name(self.stage, self.partition)
 
     @cached_property
     def manifest(self) -> Path:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from object_storage import serving_s3
+from object_storage import proxying, serving_s3
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -47,6 +47,15 @@ def store(s3, monkeypatch) -> str:
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)
     return s3.new_store()
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """A proxy before object storage, to which the environment leads."""
+    with proxying(s3) as proxy:
+        for name, value in proxy.environment().items():
+            monkeypatch.setenv(name, value)
+        yield proxy
 
 
 @pytest.fixture(autouse=True)

@@ -65,13 +65,14 @@ def ask(address: str, query: str, **variables: Any) -> Any:
     return answer["data"]
 
 
-def launch_backfill(address: str, stages: list[str], partitions: list[str]) -> str:
-    """Launch a backfill as the UI does; its id."""
+def launch_backfill(address: str, stages: list[str], partitions: list[str] | None = None) -> str:
+    """Launch a backfill as the UI does, over all partitions if none is named; its id."""
+    over = {"allPartitions": True} if partitions is None else {"partitionNames": partitions}
     launched = ask(
         address,
         "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params)"
         " { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
-        params={"assetSelection": [{"path": [name]} for name in stages], "partitionNames": partitions},
+        params={"assetSelection": [{"path": [name]} for name in stages], **over},
     )["launchPartitionBackfill"]
     assert "backfillId" in launched, launched
     return str(launched["backfillId"])

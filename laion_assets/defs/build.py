@@ -17,6 +17,7 @@ from laion_assets.defs.workers import BUILD_TAG, attended, fail_orphans
 from laion_assets.download_progress import DownloadProgress
 from laion_assets.errors import SettingsError
 from laion_assets.formats.publish import Manifest
+from laion_assets.layout import partition_name
 from laion_assets.partitions import Axis, Partitions, batches, find_partitions
 from laion_assets.pipeline import (
     EMBEDDINGS,
@@ -86,10 +87,10 @@ class Build(Watcher):
         """A line for each thing that did not go well, with the partition and the reason, each named once."""
         lines = []
         for (stage, key), error in sorted(self.failures.items()):
-            name, message = _name(stage, key), str(error)
+            name, message = partition_name(stage, key), str(error)
             lines.append(message if message.startswith(name) else f"{name}: {message}")
         for stage, rule, key in sorted(self.blocked):
-            lines.append(f"{_name(stage, key)}: check {rule} failed and blocks what follows")
+            lines.append(f"{partition_name(stage, key)}: check {rule} failed and blocks what follows")
         return lines + [
             f"crash in {crash}; the run's log in the UI has the traceback" for crash in self.crashes
         ]
@@ -112,10 +113,6 @@ class Build(Watcher):
         if rule.blocking and not verdict.passed:
             self.blocked.add((rule.stage, rule.name, key))
         self.watcher.check_ended(rule, key, verdict)
-
-
-def _name(stage: str, key: str) -> str:
-    return stage if stage == key else f"{stage} {key}"
 
 
 def build(settings: Settings, instance: dg.DagsterInstance, request: Request, watcher: Watcher) -> Build:

@@ -21,7 +21,7 @@ import throughput
 import yaml
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG
 from object_storage import serving_s3
-from served_ui import address_of, ask, backfill_status, free_port, runs, start_ui
+from served_ui import address_of, backfill_status, free_port, launch_backfill, runs, start_ui
 
 from benchmarks.orchestration_servers import serving_postgres
 from laion_assets.dataset_sync import sync_dataset
@@ -153,13 +153,7 @@ def make_sources(folder, store):
 def build_on(address, story):
     """Have the daemon build everything, and kill a node in the middle."""
     story.note("launched")
-    launched = ask(
-        address,
-        "mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params)"
-        " { ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
-        params={"assetSelection": [{"path": [name]} for name in CHAIN], "allPartitions": True},
-    )["launchPartitionBackfill"]
-    backfill = launched["backfillId"]
+    backfill = launch_backfill(address, list(CHAIN))
     lab.wait("some pictures of each run", story.is_in_the_middle, BUILD_S, every_s=0.5)
     # A node on which one run's own process is, beside tasks of both runs.
     drivers = {

@@ -4,15 +4,11 @@ import signal
 import time
 
 import one_host
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from demo_parts import write_part
 from served_ui import address_of, ask, free_port, runs, start_ui
 
-from laion_assets.demo.pictures import Encoding, Picture
-from laion_assets.demo.scenes import Scene
-from laion_assets.demo.web import DemoWeb, Fault
-from laion_assets.schema import RAW
+from laion_assets.demo.web import DemoWeb
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,16 +49,6 @@ def ui(tmp_path):
         process.wait(60)
 
 
-def put_part(folder, web, name):
-    scenes = list(Scene.every())
-    rows = []
-    for row in range(ROWS):
-        picture = Picture(scene=scenes[row], seed=row, width=120, height=100, encoding=Encoding.JPEG)
-        url = web.url_for(Fault.OK, picture)
-        rows.append({"URL": url, "TEXT": scenes[row].caption, "similarity": 0.31})
-    pq.write_table(pa.Table.from_pylist(rows, schema=RAW), folder / name)
-
-
 def partitions(ui):
     """Stage -> partitions done and partitions known, as the webserver has them; 1 and 1 if it has none."""
     query = (
@@ -98,7 +84,7 @@ def last_check(ui):
 
 def test_a_part_that_is_put_down_is_built_and_its_loss_is_said(ui, web, tmp_path):
     assert partitions(ui)["raw_metadata"] == (0, 0)
-    put_part(tmp_path / "raw", web, "part-0.parquet")
+    write_part(tmp_path / "raw" / "part-0.parquet", web, ROWS)
     shards = dict.fromkeys(("samples", "images", "normalized_images", "tfds_images"), (2, 2))
     published = dict.fromkeys(("laion400m_images", "catalog", "dataset_report"), (1, 1))
     wait_for(ui, tmp_path, {"raw_metadata": (1, 1), "shard_plan": (1, 1), **shards, **published})

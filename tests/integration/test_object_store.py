@@ -6,18 +6,14 @@ import shutil
 
 import obstore
 import one_host
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from demo_parts import write_part
 from obstore.store import from_url
 
 from laion_assets.defs.build import Request, build
 from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.defs.recording import Watcher
-from laion_assets.demo.pictures import Encoding, Picture
-from laion_assets.demo.scenes import Scene
-from laion_assets.demo.web import DemoWeb, Fault
-from laion_assets.schema import RAW
+from laion_assets.demo.web import DemoWeb
 from laion_assets.settings import Settings
 
 pytestmark = [
@@ -46,14 +42,8 @@ allow_loopback = true
 def web(tmp_path):
     """Pictures, and a list of them."""
     with DemoWeb() as web:
-        scenes = list(Scene.every())
-        rows = []
-        for row in range(ROWS):
-            picture = Picture(scene=scenes[row], seed=row, width=120, height=100, encoding=Encoding.JPEG)
-            url = web.url_for(Fault.OK, picture)
-            rows.append({"URL": url, "TEXT": scenes[row].caption, "similarity": 0.31})
         (tmp_path / "raw").mkdir()
-        pq.write_table(pa.Table.from_pylist(rows, schema=RAW), tmp_path / "raw" / "part-0.parquet")
+        write_part(tmp_path / "raw" / "part-0.parquet", web, ROWS)
         yield web
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import life
 import pytest
-from object_storage import Moment, Proxy, proxying
+from object_storage import Moment, Proxy
 
 from laion_assets.dataset_sync import sync_dataset
 from laion_assets.errors import CorruptInput, MissingInput, StoreUnavailable
@@ -32,14 +32,6 @@ SHARD = ShardId(3)
 LARGE = 9 << 20
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    with proxying(s3) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        yield proxy
 
 
 def body(worker: str, name: str, size: int) -> bytes:

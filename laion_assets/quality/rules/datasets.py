@@ -20,7 +20,13 @@ from laion_assets.formats.publish import Manifest
 from laion_assets.formats.records import read_records
 from laion_assets.layout import ShardId
 from laion_assets.published import manifests_of, version_of_everything
-from laion_assets.published_dataset import copy_shard, read_dataset, stored_sizes
+from laion_assets.published_dataset import (
+    PublishedDataset,
+    PublishedShard,
+    copy_shard,
+    read_dataset,
+    stored_sizes,
+)
 from laion_assets.quality.rules.rule import Offences, Rule, Subject, Verdict, read_json_object, spread
 
 CATALOG_STAGES: Final = (
@@ -82,11 +88,16 @@ class _Dataset:
     def _sizes(self) -> Mapping[str, int]:
         return stored_sizes(self.config, self.layout)
 
+    @cached_property
+    def _published(self) -> tuple[PublishedDataset, Mapping[str, PublishedShard]]:
+        dataset = read_dataset(self.config, self.layout)
+        return dataset, {str(shard.shard): shard for shard in dataset.shards}
+
     def size(self, key: str) -> int | None:
         """Size of a shard's file, if it is there."""
         if self.layout.store:
-            output = self.layout.tfds_shard(self.config, ShardId.parse(key))
-            return self._sizes.get(output.object_key(output.only.name, self.shards[key]["blake3"]))
+            _, shards = self._published
+            return self._sizes.get(shards[key].key)
         file = self.file(key)
         return int(file.stat().st_size) if file.is_file() else None
 
@@ -96,11 +107,11 @@ class _Dataset:
         if not self.layout.store:
             yield self.file(key)
             return
-        dataset = read_dataset(self.config, self.layout)
-        (shard,) = (shard for shard in dataset.shards if str(shard.shard) == key)
+        dataset, shards = self._published
         with TemporaryDirectory() as folder:
-            copy_shard(dataset, shard, Path(folder) / shard.file_name)
-            yield Path(folder) / shard.file_name
+            path = Path(folder) / shards[key].file_name
+            copy_shard(dataset, shards[key], path)
+            yield path
 
 
 def _shards_agree(subject: Subject, config: tfds.Config) -> Verdict:
@@ -165,8 +176,7 @@ def _records_counted(subject: Subject, config: tfds.Config) -> Verdict:
 
 def _dataset_is_current(subject: Subject, config: tfds.Config) -> Verdict:
     dataset = _Dataset(subject, config)
-    manifests = manifests_of(subject.layout, f"tfds_{config}")
-    offences = Offences()
+    manifests, offences = dataset.manifests, Offences()
     for key, manifest in manifests.items():
         if dataset.shards.get(key, {}).get("data_version") != manifest.data_version:
             offences.add(key, "made since the data set was published")

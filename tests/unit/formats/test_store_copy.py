@@ -9,7 +9,6 @@ from pathlib import Path
 
 import obstore
 import pytest
-from object_storage import proxying
 from obstore.store import from_url
 
 from laion_assets.errors import CorruptInput, CorruptManifest, MissingInput, StoreUnavailable
@@ -238,51 +237,44 @@ def test_what_is_withdrawn_is_gone_everywhere(machine):
     assert not machine("a").path(_TABLE).exists()
 
 
-def test_a_stage_is_listed_and_only_what_is_new_is_read(tmp_path, s3, monkeypatch):
-    with proxying(s3) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        store = proxy.new_store()
-        layouts = [Layout(tmp_path / name, store=store) for name in ("a", "b")]
-        for number in range(5):
-            output = replace(layouts[0].duplicates(), partition=f"{number}")
-            output = layouts[0].samples(ShardId(number))
-            publish(output, RECIPE, lambda draft: (draft.only.write_bytes(b"x"), Tally(rows=1))[1])
-        proxy.requests.clear()
-        assert partitions_of(layouts[1], "samples") == tuple(f"0000{number}" for number in range(5))
-        assert len(proxy.requests) == 1 + 5
-        proxy.requests.clear()
-        assert whole_partitions(layouts[1], "samples") == {f"0000{number}" for number in range(5)}
-        assert len(proxy.requests) == 1
-        output = layouts[0].samples(ShardId(2))
-        publish(output, OTHER, lambda draft: (draft.only.write_bytes(b"y"), Tally(rows=7))[1])
-        withdraw(layouts[0].samples(ShardId(4)))
-        proxy.requests.clear()
-        rows = {key: manifest.rows for key, manifest in manifests_of(layouts[1], "samples").items()}
-        assert rows == {"00000": 1, "00001": 1, "00002": 7, "00003": 1}
-        assert len(proxy.requests) == 1 + 1
+def test_a_stage_is_listed_and_only_what_is_new_is_read(tmp_path, proxy):
+    store = proxy.new_store()
+    layouts = [Layout(tmp_path / name, store=store) for name in ("a", "b")]
+    for number in range(5):
+        output = layouts[0].samples(ShardId(number))
+        publish(output, RECIPE, lambda draft: (draft.only.write_bytes(b"x"), Tally(rows=1))[1])
+    proxy.requests.clear()
+    assert partitions_of(layouts[1], "samples") == tuple(f"0000{number}" for number in range(5))
+    assert len(proxy.requests) == 1 + 5
+    proxy.requests.clear()
+    assert whole_partitions(layouts[1], "samples") == {f"0000{number}" for number in range(5)}
+    assert len(proxy.requests) == 1
+    output = layouts[0].samples(ShardId(2))
+    publish(output, OTHER, lambda draft: (draft.only.write_bytes(b"y"), Tally(rows=7))[1])
+    withdraw(layouts[0].samples(ShardId(4)))
+    proxy.requests.clear()
+    rows = {key: manifest.rows for key, manifest in manifests_of(layouts[1], "samples").items()}
+    assert rows == {"00000": 1, "00001": 1, "00002": 7, "00003": 1}
+    assert len(proxy.requests) == 1 + 1
 
 
-def test_parts_of_an_object_are_read_in_few_requests(tmp_path, s3, monkeypatch):
-    with proxying(s3) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        store = proxy.new_store()
-        here, there = (Layout(tmp_path / name, store=store).normalized_images(ShardId(3)) for name in "ab")
-        table = bytes(range(256)) * (5 << 12)  # 5 MiB
-        manifest = publish(here, RECIPE, writer(table, b"two"))
-        starts, lengths = [7, 1000, 4 << 20, (5 << 20) - 2], [3, 5, 8, 2]
-        expected = [table[at : at + length] for at, length in zip(starts, lengths, strict=True)]
-        proxy.requests.clear()
-        assert read_ranges(there, manifest, _TABLE, starts, lengths) == expected
-        asked = sorted(request.split(" bytes=")[1] for request in proxy.requests)
-        # What lies within a mebibyte is one request.
-        assert asked == ["4194304-5242879", "7-1004"]
-        assert not there.folder.exists()
-        bring(there)
-        proxy.requests.clear()
-        assert read_ranges(there, manifest, _TABLE, starts, lengths) == expected
-        assert not proxy.requests
+def test_parts_of_an_object_are_read_in_few_requests(tmp_path, proxy):
+    store = proxy.new_store()
+    here, there = (Layout(tmp_path / name, store=store).normalized_images(ShardId(3)) for name in "ab")
+    table = bytes(range(256)) * (5 << 12)  # 5 MiB
+    manifest = publish(here, RECIPE, writer(table, b"two"))
+    starts, lengths = [7, 1000, 4 << 20, (5 << 20) - 2], [3, 5, 8, 2]
+    expected = [table[at : at + length] for at, length in zip(starts, lengths, strict=True)]
+    proxy.requests.clear()
+    assert read_ranges(there, manifest, _TABLE, starts, lengths) == expected
+    asked = sorted(request.split(" bytes=")[1] for request in proxy.requests)
+    # What lies within a mebibyte is one request.
+    assert asked == ["4194304-5242879", "7-1004"]
+    assert not there.folder.exists()
+    bring(there)
+    proxy.requests.clear()
+    assert read_ranges(there, manifest, _TABLE, starts, lengths) == expected
+    assert not proxy.requests
 
 
 def test_parts_of_a_local_file_are_read_whoever_wrote_its_manifest(tmp_path):
@@ -292,21 +284,18 @@ def test_parts_of_a_local_file_are_read_whoever_wrote_its_manifest(tmp_path):
     assert read_ranges(local, older, _TABLE, [1, 0, 2], [2, 1, 9]) == [b"ne", b"o", b"e"]
 
 
-def test_a_large_file_comes_in_large_pieces(tmp_path, s3, monkeypatch):
-    with proxying(s3) as proxy:
-        for name, value in proxy.environment().items():
-            monkeypatch.setenv(name, value)
-        store = proxy.new_store()
-        here, there = (Layout(tmp_path / name, store=store).normalized_images(ShardId(3)) for name in "ab")
-        table = bytes(range(256)) * (20 << 12)  # 20 MiB
-        proxy.requests.clear()
-        publish(here, RECIPE, writer(table, b"two"))
-        # Two looks; three parts, with what begins and ends them; a file; the manifest.
-        assert len(proxy.requests) == 2 + (1 + 3 + 1) + 1 + 1
-        proxy.requests.clear()
-        verify(there)
-        assert there.path(_TABLE).read_bytes() == table
-        assert len(proxy.requests) == 1 + 3 + 1
+def test_a_large_file_comes_in_large_pieces(tmp_path, proxy):
+    store = proxy.new_store()
+    here, there = (Layout(tmp_path / name, store=store).normalized_images(ShardId(3)) for name in "ab")
+    table = bytes(range(256)) * (20 << 12)  # 20 MiB
+    proxy.requests.clear()
+    publish(here, RECIPE, writer(table, b"two"))
+    # Two looks; three parts, with what begins and ends them; a file; the manifest.
+    assert len(proxy.requests) == 2 + (1 + 3 + 1) + 1 + 1
+    proxy.requests.clear()
+    verify(there)
+    assert there.path(_TABLE).read_bytes() == table
+    assert len(proxy.requests) == 1 + 3 + 1
 
 
 def test_a_store_that_does_not_answer_says_so(tmp_path, monkeypatch, s3, store):
