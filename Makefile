@@ -15,6 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# A file's tests stay together, since they share what takes long to make; each process has a TensorFlow.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check ui slow cluster-test crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick plan lock clean
 
@@ -28,10 +30,11 @@ ui: $(VENV)/runtime
 	else $(BIN)/laion-assets ui --workspace workspace.yaml --settings .demo/laion.toml; fi
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
+# With the figures that they print.
 slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow -rP
 
 # Some minutes, as root on Linux, with iproute2 and PostgreSQL. It prints what the lost node cost, and what Ray
 # does. However it ends, all that it started ends with it.
@@ -40,10 +43,10 @@ cluster-test: $(VENV)/dev
 
 # Some minutes, and some hours; both print their figures.
 crash-test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow or not slow" -s tests/reliability
+	$(PYTEST) -m "slow or not slow" -rP tests/reliability
 
 crash-test-long: $(VENV)/dev
-	LAION_LONG=1 $(BIN)/python -m pytest -m "slow or not slow" -s --timeout 14400 tests/reliability
+	LAION_LONG=1 $(PYTEST) -m "slow or not slow" -rP --timeout 14400 tests/reliability
 
 # Some twenty minutes; it needs Linux, openssl and nginx with its echo module, and says so.
 bench-download: $(VENV)/runtime .venv-img2dataset/done
@@ -79,7 +82,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The lock files are complete, so pip need not resolve anything (--no-deps) and every file is checked.
 $(VENV)/runtime: requirements/runtime.txt pyproject.toml | $(VENV)/bin/python

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from copying import copy_tree
 from PIL import Image
 from served_ui import (
     address_of,
@@ -33,9 +34,11 @@ _BACKFILL_S = 120
 
 @pytest.fixture(scope="module")
 def ui(demo, tmp_path_factory):
-    """Address of the UI that the command line serves over the demo."""
+    """Address of the UI that the command line serves over a copy of the demo, which others read meanwhile."""
+    folder = tmp_path_factory.mktemp("ui") / ".demo"
+    copy_tree(demo, folder)
     port = free_port()
-    process = start_ui(demo / "laion.toml", port, tmp_path_factory.mktemp("ui") / "ui.log")
+    process = start_ui(folder / "laion.toml", port, folder / "ui.log")
     try:
         yield address_of(port)
     finally:
