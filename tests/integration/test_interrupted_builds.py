@@ -28,6 +28,8 @@ from laion_assets.pipeline import STAGES
 from laion_assets.plan import ShardPlan
 from laion_assets.schema import RAW
 
+pytestmark = pytest.mark.slow
+
 LOCATIONS = 'data_root = "data"\ndagster_home = "dagster_home"\n'
 SETTINGS = f"""\
 {LOCATIONS}

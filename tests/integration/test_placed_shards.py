@@ -113,8 +113,12 @@ def examples(layout, shard):
 
 @pytest.mark.parametrize(
     "kind",
-    [{}, {"local_keys": True}, {"columns": ()}, {"integer_keys": True}],
-    ids=["global keys", "local keys", "no extra columns", "keys that became numbers"],
+    [
+        pytest.param({"local_keys": True}, id="local keys"),
+        pytest.param({}, id="global keys", marks=pytest.mark.slow),
+        pytest.param({"columns": ()}, id="no extra columns", marks=pytest.mark.slow),
+        pytest.param({"integer_keys": True}, id="keys that became numbers", marks=pytest.mark.slow),
+    ],
 )
 def test_every_caption_stays_with_its_picture(build_all, tmp_path, kind):
     truth = {
@@ -131,6 +135,7 @@ def test_every_caption_stays_with_its_picture(build_all, tmp_path, kind):
         assert (true, false) == (len(expected), [])
 
 
+@pytest.mark.slow
 def test_placed_files_are_left_as_they_are_and_a_second_build_does_nothing(build_all, tmp_path):
     lay_down(tmp_path / "data" / "images", 0, rows=20)
     before = {path: path.read_bytes() for path in (tmp_path / "data" / "images").glob("00000*")}
@@ -157,6 +162,7 @@ def test_a_truncated_tar_is_named_and_takes_only_itself_down(build_all, tmp_path
     assert settings.layout.tfds_images(ShardId(1)).manifest.exists()
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_decoded_are_set_aside(build_all, tmp_path):
     folder = tmp_path / "data" / "images"
     expected = lay_down(folder, 0, rows=20)
@@ -168,6 +174,7 @@ def test_pictures_that_cannot_be_decoded_are_set_aside(build_all, tmp_path):
     assert done.manifests["laion400m_images", "laion400m_images"].rows == len(expected)
 
 
+@pytest.mark.slow
 def test_a_check_that_blocks_stops_its_shard_and_no_other(build_all, tmp_path):
     folder = tmp_path / "data" / "images"
     for shard in (0, 1):

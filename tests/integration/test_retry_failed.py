@@ -85,6 +85,7 @@ def successes(settings):
     return [verify(settings.layout.images(ShardId(number))).counts["success"] for number in range(3)]
 
 
+@pytest.mark.slow
 def test_a_build_retries_only_what_failed_for_the_moment(build_all, web):
     settings, done = build_all(SETTINGS)
     assert done.went_well
