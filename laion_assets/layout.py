@@ -31,9 +31,13 @@ FileFormat = Literal["tfrecord", "array_record"]
 """Of a TFDS data set's shards, in TFDS's words."""
 
 
+shard_key: Final = "{:05d}".format
+"""The partition key of a shard by its number, five digits or more (``"00042"``)."""
+
+
 @dataclass(frozen=True, order=True)
 class ShardId:
-    """Number of a shard; its text form, five digits or more, is the partition key (``"00042"``)."""
+    """Number of a shard; its text form is the partition key."""
 
     number: int
 
@@ -42,7 +46,7 @@ class ShardId:
             raise SettingsError(f"shard number {self.number} is negative")
 
     def __str__(self) -> str:
-        return f"{self.number:05d}"
+        return shard_key(self.number)
 
     @classmethod
     def parse(cls, text: str) -> Self:

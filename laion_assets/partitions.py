@@ -8,6 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from laion_assets.errors import MissingInput
+from laion_assets.layout import shard_key
 from laion_assets.plan import ShardPlan
 from laion_assets.settings import Settings
 from laion_assets.stages.embeddings import find_embedding_shards
@@ -55,12 +56,12 @@ def find_partitions(settings: Settings) -> Partitions:
         SettingsError: if a source is named that is not there.
     """
     plan = read_plan(settings)
-    part_of = {str(shard): entry.part for entry in plan.entries for shard in plan.shards_of(entry.part)}
+    part_of = {key: entry.part for entry in plan.entries for key in map(shard_key, entry.shard_numbers)}
     parts = dict.fromkeys([*(entry.part for entry in plan.entries), *settings.raw_files()])
     found = find_embedding_shards(settings.embeddings.source)
     return Partitions(
         parts=tuple(parts),
-        shards=tuple(str(shard) for shard in plan.shards),
+        shards=tuple(map(shard_key, plan.shard_numbers)),
         embedding_shards=tuple(str(shard) for shard in sorted(found)),
         part_of=MappingProxyType(part_of),
     )

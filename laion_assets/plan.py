@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,11 @@ class PlanEntry:
     first_shard: int
     shards: int
 
+    @property
+    def shard_numbers(self) -> range:
+        """Numbers of its shards."""
+        return range(self.first_shard, self.first_shard + self.shards)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowRange:
@@ -67,17 +73,17 @@ class ShardPlan:
     @property
     def shards(self) -> tuple[ShardId, ...]:
         """Every shard, ascending."""
-        numbers = [
-            number
-            for entry in self.entries
-            for number in range(entry.first_shard, entry.first_shard + entry.shards)
-        ]
-        return tuple(ShardId(number) for number in sorted([*numbers, *self.placed]))
+        return tuple(map(ShardId, self.shard_numbers))
+
+    @property
+    def shard_numbers(self) -> list[int]:
+        """Number of every shard, ascending."""
+        return sorted([*chain.from_iterable(entry.shard_numbers for entry in self.entries), *self.placed])
 
     @property
     def shard_count(self) -> int:
         """Total that the datasets' file names carry: one more than the highest shard number."""
-        return max((shard.number for shard in self.shards), default=-1) + 1
+        return max(self.shard_numbers, default=-1) + 1
 
     @property
     def key_digits(self) -> int:
@@ -113,10 +119,7 @@ class ShardPlan:
     def shards_of(self, part: str) -> tuple[ShardId, ...]:
         """The shards that a part makes; none for a part not planned yet."""
         return tuple(
-            ShardId(number)
-            for entry in self.entries
-            if entry.part == part
-            for number in range(entry.first_shard, entry.first_shard + entry.shards)
+            ShardId(number) for entry in self.entries if entry.part == part for number in entry.shard_numbers
         )
 
     def with_part(self, part: str, *, sha256: str, rows: int) -> ShardPlan:

@@ -33,6 +33,8 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster_shared.record import copy
 
+from laion_assets.defs.many_partitions import remember_definitions
+
 _Partitions = dg.PartitionsDefinition[str] | None
 _Keys = Sequence[tuple[dg.AssetCheckKey, _Partitions]]
 _Subset = SerializableEntitySubset[dg.AssetCheckKey]
@@ -77,6 +79,7 @@ class KeepsCheckStates(SqlEventLogStorage):
     settles_s = 30.0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 (whatever the other class takes)
+        remember_definitions()
         self._lock = threading.Lock()
         self._forget_check_states()
         super().__init__(*arguments, **named)  # type: ignore[no-untyped-call]

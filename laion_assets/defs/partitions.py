@@ -7,6 +7,7 @@ from functools import cached_property
 
 import dagster as dg
 
+from laion_assets.defs.many_partitions import StaticPartitionsDefinition
 from laion_assets.partitions import Axis, Partitions
 from laion_assets.pipeline import STAGE_BY_NAME, Stage
 
@@ -29,7 +30,7 @@ class PartitionSets:
     def _definitions(self) -> dict[Axis, dg.StaticPartitionsDefinition]:
         # Made once: every asset and check of an axis shares its tens of thousands of keys.
         return {
-            axis: dg.StaticPartitionsDefinition(list(self.found.keys(axis)))
+            axis: StaticPartitionsDefinition(list(self.found.keys(axis)))
             for axis in Axis
             if axis is not Axis.NONE
         }

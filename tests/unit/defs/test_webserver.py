@@ -1,11 +1,9 @@
 """What is replaced in a webserver's process, held against what it replaces."""
 
-import dagster as dg
 import pytest
-from dagster._core.definitions.partitions.snap import StaticPartitionsSnap
 from graphql import ExecutionContext, build_schema, execute, parse
 
-from laion_assets.defs.webserver import complete_list_value, partitions_definition
+from laion_assets.defs.webserver import complete_list_value
 
 SCHEMA = build_schema("type Query { sure: [String!]! maybe: [String] numbers: [Int!] }")
 
@@ -31,22 +29,3 @@ def test_a_list_of_strings_is_handed_over_whole():
     keys = [f"{number:05d}" for number in range(100)]
     result = execute(SCHEMA, parse("{ sure }"), {"sure": keys}, execution_context_class=Quick)
     assert result.data["sure"] is keys
-
-
-@pytest.mark.parametrize("keys", [["b", "a"], ["a", "b", "a"], []])
-def test_definitions_are_those_of_dagster(keys):
-    theirs = StaticPartitionsSnap(keys).get_partitions_definition()
-    snapshot = StaticPartitionsSnap(keys)
-    ours = partitions_definition(snapshot)
-    assert ours == theirs
-    assert hash(ours) == hash(theirs)
-    assert str(ours) == str(theirs)
-    assert list(ours.get_partition_keys()) == list(theirs.get_partition_keys())
-    assert isinstance(ours, dg.StaticPartitionsDefinition)
-
-
-def test_a_snapshot_has_one_definition_and_equal_ones_share_it():
-    snapshot = StaticPartitionsSnap(["a", "b"])
-    assert partitions_definition(snapshot) is partitions_definition(snapshot)
-    assert partitions_definition(snapshot) is partitions_definition(StaticPartitionsSnap(["a", "b"]))
-    assert partitions_definition(snapshot) != partitions_definition(StaticPartitionsSnap(["a"]))
