@@ -95,6 +95,15 @@ def valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def valid_texts(table: pa.Table) -> pa.Table:
+    """The table, each of its columns as :func:`valid_text` has it."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.table([valid_text(column) for column in table.columns], schema=table.schema)
+    return table
+
+
 def json_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column with times as text: a Python value cannot hold every time that Arrow's can."""
     text_type = _with_leaves(column.type, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf)

@@ -29,21 +29,21 @@ _USUAL_ROW_DIGITS: Final = 4
 def sample_keys(shard: ShardId, rows: int, *, row_digits: int) -> pa.Array:
     """Global keys of a shard's rows, from its first: strings; longer ones where so many rows need them."""
     number = f"{shard.number:0{SHARD_DIGITS}d}".encode()
-    keys = _row_numbers(rows, len(number), max(row_digits, len(str(rows - 1)))).copy()
+    numbers, offsets = _row_numbers(rows, len(number), max(row_digits, len(str(rows - 1))))
+    keys = numbers.copy()
     for place, digit in enumerate(number):
         keys[:, place] = digit
     # All are of one length; to join them as strings takes ten times as long.
-    offsets = np.arange(rows + 1, dtype=np.int32) * keys.shape[1]
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(keys))
+    return pa.StringArray.from_buffers(rows, offsets, pa.py_buffer(keys))
 
 
 # Most shards have the same number of rows.
 @lru_cache(maxsize=2)
-def _row_numbers(rows: int, before: int, digits: int) -> npt.NDArray[np.uint8]:
-    """Each row's number in ASCII, and room before it: shape (rows, before + digits)."""
+def _row_numbers(rows: int, before: int, digits: int) -> tuple[npt.NDArray[np.uint8], pa.Buffer]:
+    """Each row's number in ASCII, and room before it: shape (rows, before + digits); where each begins."""
     powers = 10 ** np.arange(before + digits - 1, -1, -1)
     found: npt.NDArray[np.uint8] = (np.arange(rows)[:, None] // powers % 10 + ord("0")).astype(np.uint8)
-    return found
+    return found, pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * found.shape[1])
 
 
 def spelled_keys(keys: pa.ChunkedArray, stems: Iterable[str]) -> pa.Array:

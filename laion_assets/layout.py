@@ -123,6 +123,12 @@ class Output:
         return self.folder / f"{self.partition}{MANIFEST_SUFFIX}"
 
     @cached_property
+    def manifests(self) -> tuple[Path, ...]:
+        """Where the manifest may lie: where it is written, and where an older version wrote it."""
+        is_moved = self.manifest_suffix != MANIFEST_SUFFIX
+        return (self.manifest, self.older_manifest) if is_moved else (self.manifest,)
+
+    @cached_property
     def lease(self) -> Path:
         """Locked by the one process that may write these files."""
         return self.folder / ".leases" / f"{self.partition}.lock"

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -90,7 +91,7 @@ class ShardPlan:
         """Digits of a row within a key: img2dataset's ``ceil(log10(rows per shard))``."""
         return len(str(self.rows_per_shard - 1))
 
-    @property
+    @cached_property
     def stable_version(self) -> str:
         """Data version that stays the same while the plan is only appended to."""
         return fingerprint({"rows_per_shard": self.rows_per_shard})
@@ -163,22 +164,26 @@ class ShardPlan:
         try:
             if output.store:
                 bring(output)
-            document = unseal(path.read_bytes())
+            data = path.read_bytes()
         except FileNotFoundError:
             raise MissingInput(f"there is no shard plan yet ({path}): materialize shard_plan first") from None
-        except ValueError as error:
-            raise _corrupt(layout, error) from error
         try:
-            if document.pop("format") not in _READ_FORMATS:
-                raise ValueError("another format")
-            entries = tuple(PlanEntry(**entry) for entry in document["entries"])
-            return cls(
-                rows_per_shard=int(document["rows_per_shard"]),
-                entries=entries,
-                placed=tuple(map(int, document["placed"])),
-            )
+            return _parse(data)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _corrupt(layout, error) from error
+
+
+# The plan is read for each shard.
+@lru_cache(maxsize=2)
+def _parse(data: bytes) -> ShardPlan:
+    document = unseal(data)
+    if document.pop("format") not in _READ_FORMATS:
+        raise ValueError("another format")
+    return ShardPlan(
+        rows_per_shard=int(document["rows_per_shard"]),
+        entries=tuple(PlanEntry(**entry) for entry in document["entries"]),
+        placed=tuple(map(int, document["placed"])),
+    )
 
 
 def find_placed(layout: Layout) -> list[int]:

@@ -107,7 +107,7 @@ def manifest_suffixes(layout: Layout, stage: str) -> tuple[str, ...]:
 
 
 def _suffixes(output: Output) -> tuple[str, ...]:
-    names = dict.fromkeys((output.manifest.name, output.older_manifest.name))
+    names = [path.name for path in output.manifests]
     return tuple(name.removeprefix(output.partition) for name in names)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from laion_assets.errors import ShardBusy
 from laion_assets.layout import Output
@@ -19,7 +19,7 @@ def lease(output: Output, *, shared: bool = False) -> Iterator[None]:
     Raises:
         ShardBusy: if another process holds it.
     """
-    with _open(output.lease) as file:
+    with _opened(output.lease) as file:
         try:
             # The kernel releases the lock when its holder dies, so no lease is ever stale.
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -34,15 +34,21 @@ def lease(output: Output, *, shared: bool = False) -> Iterator[None]:
 @contextmanager
 def copying(output: Output) -> Iterator[None]:
     """Hold what this machine has of a partition in object storage, once nobody else changes it."""
-    with _open(output.copy_lock) as file:
+    with _opened(output.copy_lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _open(path: Path) -> IO[str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     # NFS shares a lock only of what is open for reading, and gives it alone only of what is open for writing.
+    flags = os.O_RDWR | os.O_CREAT
     try:
-        return path.open("a+")
+        file = os.open(path, flags, 0o666)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
+        file = os.open(path, flags, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)

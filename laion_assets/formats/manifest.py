@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from laion_assets.errors import CorruptManifest
 from laion_assets.formats.sealed import fingerprint, seal, unseal
@@ -127,7 +128,7 @@ def parse_manifest(data: bytes, output: Output, place: Path | str) -> Manifest:
         CorruptManifest: if it is none, or another's.
     """
     try:
-        return _parse(unseal(data), output)
+        return _parse(data, output)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptManifest(
             place,
@@ -137,7 +138,10 @@ def parse_manifest(data: bytes, output: Output, place: Path | str) -> Manifest:
         ) from error
 
 
-def _parse(document: dict[str, Any], output: Output) -> Manifest:
+# A part's is read for each of its shards.
+@lru_cache(maxsize=16)
+def _parse(data: bytes, output: Output) -> Manifest:
+    document = unseal(data)
     if document["format"] not in _READ_FORMATS:
         raise ValueError(f"format {document['format']!r}")
     if (document["stage"], document["partition"]) != (output.stage, output.partition):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 
 from laion_assets.errors import CorruptParquet
@@ -27,9 +28,8 @@ _THRIFT_CONTAINER_LIMIT: Final = 16 << 20
 
 _MAGIC: Final = b"PAR1"
 _READ_BUFFER_BYTES: Final = 1 << 20
-# Arrow's own (write_batch_size).
-_BATCH_ROWS: Final = 1024
 _SMALL_TABLE_BYTES: Final = 8 << 20
+_DISK: Final = pa_fs.LocalFileSystem()
 
 _REMEDY: Final = (
     "Delete its manifest to have it made again, or fetch the file again if it came from elsewhere."
@@ -43,7 +43,6 @@ def open_writer(
     *,
     nested: Mapping[str, str] = MappingProxyType({}),
     cached: bool = True,
-    batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[pq.ParquetWriter]:
     """A writer of tables that have exactly ``schema``.
 
@@ -55,24 +54,37 @@ def open_writer(
         schema: of its tables.
         nested: how columns of columns are compressed, by their path in Parquet.
         cached: whether somebody reads the file before memory is full of others.
+    """
+    with LargeFile(path, cached=cached) as file, _writer(file, schema, nested=nested) as writer:
+        yield writer
+
+
+def _writer(
+    sink: LargeFile | pa.NativeFile,
+    schema: pa.Schema,
+    *,
+    nested: Mapping[str, str] = MappingProxyType({}),
+    batch_rows: int = 1024,  # Arrow's own
+) -> pq.ParquetWriter:
+    """As :func:`open_writer`, to anywhere.
+
+    Args:
+        sink: takes the file's bytes.
+        schema: of the tables.
+        nested: how columns of columns are compressed.
         batch_rows: how many values of a column are encoded before its page is looked at, whether it is full.
     """
-    with (
-        LargeFile(path, cached=cached) as file,
-        pq.ParquetWriter(
-            file,
-            schema,
-            compression={field.name: "none" if _is_vector(field) else "zstd" for field in schema}
-            | dict(nested),
-            # 10,000 samples take 7 ms like this, and 14 ms and a quarter more room with every column's.
-            use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
-            write_statistics=[field.name for field in schema if _is_compared(field)],
-            write_page_checksum=True,
-            write_batch_size=batch_rows,
-            store_schema=True,
-        ) as writer,
-    ):
-        yield writer
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression={field.name: "none" if _is_vector(field) else "zstd" for field in schema} | dict(nested),
+        # 10,000 samples take 7 ms like this, and 14 ms and a quarter more room with every column's.
+        use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
+        write_statistics=[field.name for field in schema if _is_compared(field)],
+        write_page_checksum=True,
+        write_batch_size=batch_rows,
+        store_schema=True,
+    )
 
 
 def _is_vector(field: pa.Field) -> bool:
@@ -109,10 +121,16 @@ def write_table(
     if not table.schema.equals(schema, check_metadata=True):
         table = table.cast(schema)
     table.validate(full=not is_valid_text)
-    # All at once takes a tenth less, where that makes no page too large.
-    batch_rows = row_group_rows if table.nbytes < _SMALL_TABLE_BYTES else _BATCH_ROWS
-    with open_writer(path, schema, batch_rows=batch_rows) as writer:
+    if table.nbytes >= _SMALL_TABLE_BYTES:
+        with open_writer(path, schema) as writer:
+            writer.write_table(table, row_group_size=row_group_rows)
+        return
+    # All values at once, and then all bytes, takes a tenth less, where that makes no page too large.
+    written = pa.BufferOutputStream()
+    with _writer(written, schema, batch_rows=row_group_rows) as writer:
         writer.write_table(table, row_group_size=row_group_rows)
+    with LargeFile(path) as file:
+        file.write(written.getvalue())
 
 
 @contextmanager
@@ -145,6 +163,7 @@ def open_reader(path: Path, *, keep_footer: bool = False) -> Iterator[pq.Parquet
 def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     return pq.ParquetFile(
         path,
+        filesystem=_DISK,  # or pyarrow looks whether the path is an address
         metadata=footer,
         page_checksum_verification=True,
         # Without these, pyarrow 26 holds whole column chunks, compressed, beside what it decodes: 400 MB

@@ -177,7 +177,7 @@ def withdraw(output: Output) -> None:
     with lease(output):
         if output.store:
             store_copy.withdraw(output)
-        for path in (output.manifest, output.older_manifest):
+        for path in output.manifests:
             path.unlink(missing_ok=True)
         sync_folder(output.folder)
         for name in output.names:
@@ -200,25 +200,25 @@ def read_copy(output: Output) -> Manifest | None:
     Raises:
         CorruptManifest: if there is one that cannot be read.
     """
-    path = manifest_path(output)
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return parse_manifest(data, output, path)
+    for path in output.manifests:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return parse_manifest(path.read_bytes(), output, path)
+    return None
 
 
 def manifest_path(output: Output) -> Path:
     """Where a partition's manifest lies, if there is one: an older version may have written it."""
-    return output.older_manifest if not output.manifest.exists() else output.manifest
+    *newer, oldest = output.manifests
+    return next((path for path in newer if path.exists()), oldest)
 
 
 def done(output: Output) -> Manifest | None:
     """The manifest of a partition that is done: a readable one, whose files have the recorded sizes."""
     try:
-        return require(output)
-    except (MissingInput, CorruptInput):
-        return None  # made again, which is the cure of both
+        manifest = read_manifest(output)
+        return manifest and _checked(output, manifest)
+    except CorruptInput:
+        return None  # made again, which is the cure
 
 
 def require(output: Output) -> Manifest:
@@ -234,9 +234,7 @@ def require(output: Output) -> Manifest:
     manifest = read_manifest(output)
     if manifest is None:
         raise MissingInput(f"{output} is not there yet: materialize {output.stage} first ({output.manifest})")
-    if not output.store:
-        _check_sizes(output, manifest)
-    return manifest
+    return _checked(output, manifest)
 
 
 def bring(output: Output, names: Collection[str] | None = None) -> Manifest:
@@ -457,8 +455,9 @@ def _verify(file: _File, noted: str | None = None) -> None:
         )
 
 
-def _check_sizes(output: Output, manifest: Manifest) -> None:
-    for name, record in manifest.files.items():
+def _checked(output: Output, manifest: Manifest) -> Manifest:
+    """The manifest, whose files have the recorded sizes; of those in object storage nothing is asked."""
+    for name, record in manifest.files.items() if not output.store else ():
         path = output.path(name)
         try:
             found = f"{path.stat().st_size} bytes"
@@ -471,6 +470,7 @@ def _check_sizes(output: Output, manifest: Manifest) -> None:
                 found=found,
                 remedy=f"Materialize {output} again.",
             )
+    return manifest
 
 
 def _commit(
@@ -492,19 +492,18 @@ def _commit(
     draft.write_bytes(write_manifest(manifest))
     sync_file(draft)
     if drafted:
-        manifests = (output.manifest, output.older_manifest)
         # A run that was killed may have removed the manifest of files that are there, and not synced that.
-        is_replaced = any(path.exists() for path in (*manifests, *map(output.path, drafted)))
+        is_replaced = any(path.exists() for path in (*output.manifests, *map(output.path, drafted)))
         if is_replaced:
-            for path in manifests:
+            for path in output.manifests:
                 path.unlink(missing_ok=True)
             sync_folder(output.folder)
         for name in drafted:
             (output.draft / name).replace(output.path(name))
         sync_folder(output.folder)
     draft.replace(output.manifest)
-    if output.older_manifest != output.manifest:
-        output.older_manifest.unlink(missing_ok=True)
+    for path in output.manifests[1:]:
+        path.unlink(missing_ok=True)
     sync_folder(output.folder)
     return manifest
 

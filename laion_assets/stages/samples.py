@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, valid_text
+from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, valid_texts
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet
 from laion_assets.formats.checksums import sha256_of
@@ -59,9 +60,10 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
         placed, table = layout.images(shard), layout.images_table(shard)
         if placed.store and not table.exists():  # laid down on another machine, and adopted there
             bring(placed, [table.name])
-        inputs = {"images_table": sha256_of(table)}
+        reads, inputs = [], {"images_table": sha256_of(table)}
     else:
-        inputs = {"raw_metadata": require(layout.raw_metadata(rows.part)).data_version}
+        reads = [layout.raw_metadata(rows.part)]
+        inputs = {"raw_metadata": require(reads[0]).data_version}
     # A plan that grew changes none of its shards, so only what it can never change counts here.
     inputs["shard_plan"] = plan.stable_version
     carried = () if rows is None else columns.carried
@@ -70,30 +72,28 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
 
     def write(draft: Draft) -> Tally:
         if rows is None:
-            table, further = _placed_rows(shard, layout), pa.table({})
+            table, further = _placed_rows(shard, layout), None
         else:
             table, further = _planned_rows(layout, plan, shard, rows, carried)
-        # What is no UTF-8 in one row must not cost the shard.
-        columns = {name: valid_text(table[name]) for name in table.column_names}
-        reasons = set_aside_reasons(columns["url"], columns["similarity"])
-        table = pa.table(
-            [*columns.values(), reasons, *further.columns], schema=pa.schema([*SAMPLES, *further.schema])
-        )
-        parquet.write_table(draft.only, table, table.schema, is_valid_text=True)
-        counted = pc.value_counts(pc.drop_null(reasons)).to_pylist()
-        counts = {f"{SET_ASIDE_PREFIX}{entry['values']}": entry["counts"] for entry in counted}
-        counts["set_aside"] = sum(counts.values())
+        reasons = set_aside_reasons(table["url"], table["similarity"])
+        columns, schema = [*table.columns, reasons], SAMPLES
+        if further is not None:
+            columns, schema = [*columns, *further.columns], pa.schema([*schema, *further.schema])
+        parquet.write_table(draft.only, pa.table(columns, schema=schema), schema, is_valid_text=True)
+        is_any = reasons.null_count < len(reasons)
+        counted = Counter(pc.drop_null(reasons).to_pylist() if is_any else ())
+        counts = {f"{SET_ASIDE_PREFIX}{reason}": count for reason, count in counted.items()}
+        counts["set_aside"] = counted.total()
         counts["asked_for"] = table.num_rows - counts["set_aside"]
         return Tally(rows=table.num_rows, counts=counts)
 
-    reads = [] if rows is None else [layout.raw_metadata(rows.part)]
     return publish(layout.samples(shard), recipe, write, reads=reads)
 
 
 def _planned_rows(
     layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange, carried: Sequence[str]
-) -> tuple[pa.Table, pa.Table]:
-    """The shard's rows in our columns but ``set_aside``, and in the columns taken along."""
+) -> tuple[pa.Table, pa.Table | None]:
+    """The shard's rows in our columns but ``set_aside``, and in the columns taken along, if any are."""
     path = layout.raw_table(rows.part)
     with parquet.open_reader(path, keep_footer=True) as reader:
         group = rows.first // plan.rows_per_shard
@@ -105,18 +105,21 @@ def _planned_rows(
                 found=f"{found} rows",
                 remedy=f"Materialize raw_metadata {rows.part} again.",
             )
-        names = find_columns(carried, reader.schema_arrow.names)
+        names = find_columns(carried, reader.schema_arrow.names) if carried else {}
         if missing := [name for name, column in names.items() if column is None]:
             raise MissingInput(
                 f"{path} was made without the column {missing[0]!r}: materialize raw_metadata {rows.part} "
                 "again"
             )
         raw = reader.read_row_group(group, columns=[*RAW.names, *names.values()])
+    # What is no UTF-8 in one row must not cost the shard.
+    ours = valid_texts(raw.select(list(_FROM_RAW.values()))).rename_columns(list(_FROM_RAW))
+    table = ours.add_column(0, "key", plan.keys(shard, rows.rows))
+    if not names:
+        return table, None
     further = raw.select(list(names.values())).rename_columns(list(names))
-    keys = plan.keys(shard, rows.rows)
-    columns = {name: raw[source] for name, source in _FROM_RAW.items()}
     fields = [extra_field(field.name, field.type) for field in further.schema]
-    return pa.table({"key": keys, **columns}), further.cast(pa.schema(fields))
+    return table, further.cast(pa.schema(fields))
 
 
 def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:
@@ -130,4 +133,4 @@ def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:
         for field in SAMPLES
         if field.name != "set_aside"
     }
-    return pa.table(columns).sort_by("key")
+    return valid_texts(pa.table(columns)).sort_by("key")
