@@ -37,7 +37,7 @@ from laion_assets.formats.checksums import sha256_of
 from laion_assets.formats.durable import make_folder, sync_folder
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import DATASET_NAME, DATASET_VERSION, MANIFEST_SUFFIX, Layout, ShardId
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION, MANIFEST_SUFFIX, Layout, ShardId, shard_key
 from laion_assets.schema import EMBEDDING_WIDTH
 
 CODE_VERSION: Final = "2"
@@ -130,7 +130,7 @@ class _Dataset:
     @cached_property
     def keys(self) -> Mapping[int, str]:
         """Shard -> its partition key."""
-        return {number: str(ShardId(number)) for number in self.shards}
+        return {number: shard_key(number) for number in self.shards}
 
     @cached_property
     def numbers(self) -> Mapping[int, int]:
@@ -146,8 +146,9 @@ class _Dataset:
     @cached_property
     def files(self) -> Mapping[str, int]:
         """Name of each file of examples -> its shard; a shard of no examples has no file."""
+        count, file_format = self.file_count, self.layout.file_format
         return {
-            tfds.shard_file_name(number, self.file_count, self.layout.file_format): shard
+            tfds.shard_file_name(number, count, file_format): shard
             for shard, number in self.numbers.items()
             if self.shards[shard].examples
         }
@@ -265,12 +266,9 @@ class _Dataset:
         # Inodes are of one file system. A shard that was copied from another has one of its own.
         if same != _CONSTANT_FILES or build.stat().st_dev != folder.stat().st_dev:
             return False
+        inodes = {name: self.shards[shard].inode for name, shard in self.files.items()}
         with os.scandir(build) as entries:
-            return all(
-                entry.name in _FILES
-                or (entry.name in self.files and entry.inode() == self.shards[self.files[entry.name]].inode)
-                for entry in entries
-            )
+            return all(inodes.get(entry.name) == entry.inode() or entry.name in _FILES for entry in entries)
 
     def _fill(self, build: Path, drafted: Path) -> None:
         """Link the shards that a build lacks, then put in the files that tell of them, in their order."""
@@ -326,7 +324,7 @@ class _Dataset:
                 for number, shard in self.shards.items()
             },
             "shards_missing": [
-                str(ShardId(number)) for number in range(self.shard_count) if number not in self.shards
+                shard_key(number) for number in range(self.shard_count) if number not in self.shards
             ],
         }
 
