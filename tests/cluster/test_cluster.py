@@ -253,10 +253,14 @@ def test_every_shard_is_there_and_recorded(story):
     assert len(found.shards) == SHARDS
     with open_instance(story.home) as instance:
         for stage in GRAPH:
-            keys = keys_of(stage, found)
-            assert partitions_of(story.settings.layout, stage.name) == keys
-            if stage.axis is not Axis.NONE:
-                assert instance.get_materialized_partitions(dg.AssetKey(stage.name)) == set(keys)
+            keys, recorded = keys_of(stage, found), dg.AssetKey(stage.name)
+            # The catalog is of the machine that made it.
+            if sample_output(story.settings.layout, stage.name).store:
+                assert partitions_of(story.settings.layout, stage.name) == keys
+            if stage.axis is Axis.NONE:
+                assert instance.get_latest_materialization_event(recorded) is not None
+            else:
+                assert instance.get_materialized_partitions(recorded) == set(keys)
 
 
 def test_a_run_was_lost_and_tried_again(story):
