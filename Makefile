@@ -15,8 +15,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
-# A file's tests stay together, since they share what takes long to make; each process has a TensorFlow.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# A file's tests stay together, since they share what takes long to make, and the longest begin; each process
+# has a TensorFlow.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check ui slow cluster-test crash-test crash-test-long bench-download bench-download-quick bench-tfds bench-tfds-quick bench-orchestration bench-orchestration-quick plan lock clean
 

@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     """Rows of a shard; fixed once the plan exists."""
     batch_shards: int = Field(default=25, ge=1, le=1_000)
     """Shards that one Dagster run takes."""
+    one_run: bool = False
+    """Whether one run takes all shards that a backfill asks for. ``dagster asset materialize`` and ``dg
+    launch`` take a range of partitions only then: they start one run."""
     check_space: bool = True
     """Refuse to start what, as estimated, will not fit on the data root's disk."""
     raw: RawSettings = RawSettings()

@@ -56,4 +56,7 @@ def _asset(
 
 def _backfill_policy(stage: Stage, settings: Settings) -> dg.BackfillPolicy | None:
     """The same along a whole branch, so that one run takes a batch of shards through all of it."""
-    return None if stage.axis is Axis.NONE else dg.BackfillPolicy.multi_run(settings.batch_shards)
+    if stage.axis is Axis.NONE:
+        return None
+    one_run = dg.BackfillPolicy.single_run()
+    return one_run if settings.one_run else dg.BackfillPolicy.multi_run(settings.batch_shards)

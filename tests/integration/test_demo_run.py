@@ -1,13 +1,17 @@
 """What the demo prints and records, and what the command line says of it."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from xml.etree import ElementTree as ET
 
 import dagster as dg
 import duckdb
 import pytest
 from PIL import Image
+from served_ui import ROOT
 
 from laion_assets.defs.instance import open_instance
 from laion_assets.partitions import Axis, find_partitions
@@ -165,6 +169,43 @@ def test_a_file_that_was_deleted_is_made_again_by_the_next_build(copy, tmp_path,
     assert result.returncode == 0, result.stderr
     assert target.read_bytes() == before
     assert re.search(r"what is missing will take about .*; .* are free", result.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "dagster", "asset", "materialize", "-m", "laion_assets.definitions", "--select"],
+        ["-m", "dagster_dg_cli.cli", "launch", "--assets"],
+    ],
+    ids=["dagster", "dg"],
+)
+def test_dagsters_own_commands_take_a_range(copy, tmp_path, command):
+    settings_file, home = tmp_path / ".demo" / "laion.toml", copy.dagster_home
+    done = subprocess.run(
+        [sys.executable, *command, "samples,images", "--partition-range", "00001...00003"],
+        env={
+            **os.environ,
+            "LAION_SETTINGS": str(settings_file),
+            "LAION_ONE_RUN": "true",
+            "DAGSTER_HOME": str(home),
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with open_instance(home) as instance:
+        (newest,) = instance.get_run_records(limit=1)
+        for stage in ("samples", "images"):
+            asset = dg.AssetKey(stage)
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset, asset_partitions=["00001", "00002", "00003"]), limit=3
+            ).records
+            assert {(one.run_id, one.partition_key) for one in records} == {
+                (newest.dagster_run.run_id, key) for key in ("00001", "00002", "00003")
+            }
 
 
 def test_what_is_recorded_of_shards_and_report_has_pictures_and_figures(settings):
