@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,7 @@ def test_a_bad_shard_is_seen_mended_and_run_again(broken, page, tmp_path):
     _choose(page, ui, "Custom", ["00001", "00002", "00003"])
     _launch(page, "Launch backfill")
     _shoot(page, bad, "Failed (1)", folder / "backfill.png")
+    _await_runs(page, ui)
     assert done(layout.images(ShardId(1))) is not None
     assert done(layout.images(ShardId(3))) is not None
     assert done(layout.placed_images(_BAD)) is None
@@ -129,6 +131,14 @@ def _choose(page, ui, how, partitions=()):
         for partition in partitions:
             page.get_by_text(partition, exact=True).locator("visible=true").last.click()
         page.keyboard.press("Escape")
+
+
+def _await_runs(page, ui):
+    """Until no run goes on: what one is at is neither failed nor missing."""
+    deadline = time.monotonic() + _LONG_MS / 1000
+    while not all(run["endTime"] for run in runs(ui)):
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(500)
 
 
 def _launch(page, button):
