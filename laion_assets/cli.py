@@ -21,7 +21,7 @@ from rich.text import Text
 
 from laion_assets import __version__
 from laion_assets.errors import CorruptInput, LaionAssetsError, MissingInput, SettingsError
-from laion_assets.layout import ShardId
+from laion_assets.layout import ShardId, shard_key
 from laion_assets.settings import SETTINGS_FILE, SETTINGS_FILE_VARIABLE, Settings
 from laion_assets.text import MESSAGE_CHARACTERS, printable, with_printable_errors
 
@@ -491,4 +491,4 @@ def _range(text: str | None) -> Sequence[str] | None:
     high = ShardId.parse(last.lstrip(".")) if dots else low
     if high < low:
         raise SettingsError(f"range {text!r} ends before it begins")
-    return [str(ShardId(number)) for number in range(low.number, high.number + 1)]
+    return list(map(shard_key, range(low.number, high.number + 1)))

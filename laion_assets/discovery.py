@@ -13,7 +13,7 @@ from typing import Final
 
 from laion_assets.formats.publish import read_manifest
 from laion_assets.formats.sealed import fingerprint
-from laion_assets.layout import Layout, Output, ShardId
+from laion_assets.layout import Layout, Output, ShardId, shard_key
 from laion_assets.partitions import Partitions, read_plan
 from laion_assets.plan import ShardPlan, names_in, placed_among
 from laion_assets.published import manifest_suffixes, partitions_of
@@ -111,8 +111,8 @@ def _look_at_images(layout: Layout, plan: ShardPlan, known: set[str]) -> tuple[l
     def is_whole(shard: str) -> bool:
         return all(shard + suffix in names for suffix in suffixes)
 
-    tables = map(str, map(ShardId, placed_among(names)))
-    expected = {str(ShardId(number)) for number in plan.placed}
+    tables = map(shard_key, placed_among(names))
+    expected = set(map(shard_key, plan.placed))
     for suffix in manifest_suffixes(layout, "images"):
         expected |= {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
     return (

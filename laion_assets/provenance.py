@@ -23,7 +23,7 @@ from laion_assets.dataset_shards import DatasetShard, add_up
 from laion_assets.errors import CorruptManifest, MissingInput
 from laion_assets.formats import tfds
 from laion_assets.formats.durable import sync_file
-from laion_assets.layout import DATASET_NAME, DATASET_VERSION, Layout, ShardId
+from laion_assets.layout import DATASET_NAME, DATASET_VERSION, Layout, shard_key
 from laion_assets.plan import PlanEntry, ShardPlan
 from laion_assets.raw_source import read_source
 
@@ -102,9 +102,7 @@ def metadata(
         "shards_by_recipe": Counter(shard.recipes for shard in shards.values()),
         "plan": plan,
         "source_files": {
-            str(ShardId(number)): json.loads(shard.sources)
-            for number, shard in shards.items()
-            if shard.sources
+            shard_key(number): json.loads(shard.sources) for number, shard in shards.items() if shard.sources
         },
         "versions": {
             "laion_assets": __version__,

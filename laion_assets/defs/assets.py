@@ -58,5 +58,6 @@ def _backfill_policy(stage: Stage, settings: Settings) -> dg.BackfillPolicy | No
     """The same along a whole branch, so that one run takes a batch of shards through all of it."""
     if stage.axis is Axis.NONE:
         return None
-    one_run = dg.BackfillPolicy.single_run()
-    return one_run if settings.one_run else dg.BackfillPolicy.multi_run(settings.batch_shards)
+    if settings.one_run:
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(settings.batch_shards)
