@@ -204,6 +204,7 @@ def test_retry_after_is_waited_for():
 @pytest.mark.parametrize(
     "value",
     ["3600", "9" * 400, format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)],
+    ids=["an hour", "more digits than a number has", "a date in an hour"],  # names that no clock changes
 )
 def test_a_server_that_asks_for_a_long_pause_is_left_alone(value):
     found, asked = fetch(lambda url: respond(503, headers={"Retry-After": value}))
