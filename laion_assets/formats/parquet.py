@@ -125,12 +125,26 @@ def write_table(
         with open_writer(path, schema) as writer:
             writer.write_table(table, row_group_size=row_group_rows)
         return
-    # All values at once, and then all bytes, takes a tenth less, where that makes no page too large.
-    written = pa.BufferOutputStream()
-    with _writer(written, schema, batch_rows=row_group_rows) as writer:
-        writer.write_table(table, row_group_size=row_group_rows)
     with LargeFile(path) as file:
-        file.write(written.getvalue())
+        file.write(encode(table, schema, row_group_rows=row_group_rows))
+
+
+def encode(table: pa.Table | None, schema: pa.Schema, *, row_group_rows: int | None = None) -> pa.Buffer:
+    """The bytes of a file of a small table.
+
+    All values at once, and then all bytes, takes a tenth less time, where that makes no page too large.
+
+    Args:
+        table: what to write; None for a file without any row group.
+        schema: of the table.
+        row_group_rows: most rows of a row group, all by default.
+    """
+    written = pa.BufferOutputStream()
+    rows = row_group_rows or max(1, 0 if table is None else table.num_rows)
+    with _writer(written, schema, batch_rows=rows) as writer:
+        if table is not None:
+            writer.write_table(table, row_group_size=rows)
+    return written.getvalue()
 
 
 @contextmanager

@@ -4,14 +4,12 @@ Only of columns that can be read like that: values of one size, never null, stor
 data pages of version 1, without compression), as :func:`laion_assets.formats.parquet.open_writer` stores
 vectors. pyarrow skips no page of a row group: one vector of 1 kB costs it the 10 MB that lie around it.
 
-The fields of a page's header, and their numbers, are those of parquet.thrift in apache/parquet-format; they
-are written in Thrift's compact protocol (thrift-compact-protocol.md in apache/thrift).
+The fields of a page's header, and their numbers, are those of parquet.thrift in apache/parquet-format.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laion_assets.errors import CorruptParquet
-from laion_assets.formats import parquet
+from laion_assets.formats import parquet, thrift
 
 # Fields of a PageHeader and of its DataPageHeader.
 _PAGE_TYPE: Final = 1
@@ -30,11 +28,6 @@ _ENCODING: Final = 2
 # Values of enumerations.
 _IS_DATA_PAGE: Final = 0
 _PLAIN: Final = 0
-
-# Field types of the compact protocol. A header without statistics has no others.
-_STOP: Final = 0
-_INTEGERS: Final = (4, 5, 6)
-_STRUCT: Final = 12
 
 # Of a page without statistics; ours take some thirty.
 _MOST_HEADER_BYTES: Final = 256
@@ -73,7 +66,7 @@ def _pages(path: Path, descriptor: int, chunk: Any, size: int) -> list[npt.NDArr
     end = at + chunk.total_compressed_size
     while left:
         try:
-            header, header_bytes = _read_struct(os.pread(descriptor, _MOST_HEADER_BYTES, at), 0)
+            header, header_bytes = thrift.read_struct(os.pread(descriptor, _MOST_HEADER_BYTES, at), 0)
             page = header[_DATA_PAGE]
             is_plain = (header[_PAGE_TYPE], page[_ENCODING]) == (_IS_DATA_PAGE, _PLAIN)
             values, page_bytes = page[_VALUES], header[_PAGE_BYTES]
@@ -89,34 +82,6 @@ def _pages(path: Path, descriptor: int, chunk: Any, size: int) -> list[npt.NDArr
     if at != end:
         raise _corrupt(path, f"the pages of {chunk.path_in_schema} to end at byte {end}", f"byte {at}")
     return found
-
-
-def _read_struct(data: bytes, at: int) -> tuple[Mapping[int, Any], int]:
-    """A struct of integers and structs: its fields by number, and where it ends."""
-    fields: dict[int, Any] = {}
-    number = 0
-    while (kind := data[at]) != _STOP:
-        at += 1
-        if not kind >> 4:
-            raise ValueError("a field that does not follow the one before")
-        number, kind = number + (kind >> 4), kind & 0x0F
-        if kind == _STRUCT:
-            fields[number], at = _read_struct(data, at)
-        elif kind in _INTEGERS:
-            fields[number], at = _read_integer(data, at)
-        else:
-            raise ValueError(f"a field of type {kind}")
-    return fields, at + 1
-
-
-def _read_integer(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag integer of seven bits a byte, and where it ends."""
-    bits, shift = 0, 0
-    while data[at] & 0x80:
-        bits |= (data[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    bits |= data[at] << shift
-    return bits >> 1 ^ -(bits & 1), at + 1
 
 
 def _corrupt(path: Path, expected: str, found: str) -> CorruptParquet:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_columns, valid_texts
 from laion_assets.errors import CorruptParquet, MissingInput
-from laion_assets.formats import parquet
+from laion_assets.formats import parquet, parquet_chunks
 from laion_assets.formats.checksums import sha256_of
+from laion_assets.formats.parquet_chunks import RowGroup
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
@@ -72,14 +73,20 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
 
     def write(draft: Draft) -> Tally:
         if rows is None:
-            table, further = _placed_rows(shard, layout), None
+            found = _placed_rows(shard, layout)
         else:
-            table, further = _planned_rows(layout, plan, shard, rows, carried)
+            found = _planned_rows(layout, plan, shard, rows, carried)
+        table = found.table
         reasons = set_aside_reasons(table["url"], table["similarity"])
-        columns, schema = [*table.columns, reasons], SAMPLES
-        if further is not None:
-            columns, schema = [*columns, *further.columns], pa.schema([*schema, *further.schema])
-        parquet.write_table(draft.only, pa.table(columns, schema=schema), schema, is_valid_text=True)
+        schema = pa.schema([*SAMPLES, *list(table.schema)[len(SAMPLES) - 1 :]])
+        columns = table.columns
+        columns.insert(schema.get_field_index("set_aside"), reasons)
+        samples = pa.table(columns, schema=schema)
+        if found.stored is None:
+            parquet.write_table(draft.only, samples, schema, is_valid_text=True)
+        else:
+            encoded = samples.drop_columns(list(found.stored.columns))
+            parquet_chunks.write_table(draft.only, encoded, schema, found.stored)
         is_any = reasons.null_count < len(reasons)
         counted = Counter(pc.drop_null(reasons).to_pylist() if is_any else ())
         counts = {f"{SET_ASIDE_PREFIX}{reason}": count for reason, count in counted.items()}
@@ -90,10 +97,18 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
     return publish(layout.samples(shard), recipe, write, reads=reads)
 
 
+class _Rows(NamedTuple):
+    """Rows in the columns of SAMPLES but ``set_aside``, then in those taken along; texts are UTF-8."""
+
+    table: pa.Table
+    stored: RowGroup | None
+    """Where some of the columns lie as a file of ours has them, if they do."""
+
+
 def _planned_rows(
     layout: Layout, plan: ShardPlan, shard: ShardId, rows: RowRange, carried: Sequence[str]
-) -> tuple[pa.Table, pa.Table | None]:
-    """The shard's rows in our columns but ``set_aside``, and in the columns taken along, if any are."""
+) -> _Rows:
+    """The rows that the plan gives the shard; every page of theirs is checked."""
     path = layout.raw_table(rows.part)
     with parquet.open_reader(path, keep_footer=True) as reader:
         group = rows.first // plan.rows_per_shard
@@ -112,17 +127,20 @@ def _planned_rows(
                 "again"
             )
         raw = reader.read_row_group(group, columns=[*RAW.names, *names.values()])
+        footer = reader.metadata
+    read = raw.select(list(_FROM_RAW.values()))
     # What is no UTF-8 in one row must not cost the shard.
-    ours = valid_texts(raw.select(list(_FROM_RAW.values()))).rename_columns(list(_FROM_RAW))
-    table = ours.add_column(0, "key", plan.keys(shard, rows.rows))
-    if not names:
-        return table, None
-    further = raw.select(list(names.values())).rename_columns(list(names))
-    fields = [extra_field(field.name, field.type) for field in further.schema]
-    return table, further.cast(pa.schema(fields))
+    ours = valid_texts(read)
+    # Unless a text had to be mended, the columns can be copied: to encode them is most of what a shard costs.
+    stored = RowGroup(path, footer, group, _FROM_RAW) if ours is read and rows.rows else None
+    table = ours.rename_columns(list(_FROM_RAW)).add_column(0, "key", plan.keys(shard, rows.rows))
+    for name, column in names.items():
+        field = extra_field(name, raw.schema.field(column).type)
+        table = table.append_column(field, raw[column].cast(field.type))
+    return _Rows(table, stored)
 
 
-def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:
+def _placed_rows(shard: ShardId, layout: Layout) -> _Rows:
     """Rows of a table that img2dataset wrote, in completion order there, in key order here."""
     placed = read_image_table(shard, layout)
     check_unique(placed["key"], layout.images_table(shard))
@@ -133,4 +151,4 @@ def _placed_rows(shard: ShardId, layout: Layout) -> pa.Table:
         for field in SAMPLES
         if field.name != "set_aside"
     }
-    return valid_texts(pa.table(columns)).sort_by("key")
+    return _Rows(valid_texts(pa.table(columns)).sort_by("key"), stored=None)
