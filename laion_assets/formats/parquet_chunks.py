@@ -1,8 +1,10 @@
-"""Parquet files some of whose columns are copied, as they are stored, from a row group of another file.
+"""Parquet files some of whose columns are stored by us: copied from another file, or vectors as they are.
 
-A column's pages say nothing of the file they lie in: copied byte for byte they are what encoding and
-compressing the same values again would make, for none of the time. pyarrow copies no pages, so the list of
-row groups in the footer is written here; the rest of the footer is what pyarrow writes for the schema.
+A column's pages say nothing of the file they lie in: copied byte for byte from a row group of another file
+they are what encoding and compressing the same values again would make, for none of the time. Vectors are
+stored without compression, so that a page of them is a header and what memory holds; pyarrow copies them
+twice on their way. It takes no finished pages, so the list of row groups in the footer is written here; the
+rest of the footer is what pyarrow writes for the schema.
 
 The structs, their fields' numbers and the enumerations are those of parquet.thrift in apache/parquet-format.
 """
@@ -11,13 +13,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from zlib_ng import zlib_ng
 
 from laion_assets.formats import parquet, thrift
 from laion_assets.formats.large_file import LargeFile
@@ -36,6 +42,9 @@ _TYPES: Final = (
 # Of the encodings and codecs, those that our files have.
 _ENCODINGS: Final = {"PLAIN": 0, "RLE": 3, "RLE_DICTIONARY": 8}
 _CODECS: Final = {"UNCOMPRESSED": 0, "ZSTD": 6}
+_DATA_PAGE: Final = 0
+# Of a page of vectors, as pyarrow has it by default.
+_PAGE_BYTES: Final = 1 << 20
 # How the least and the greatest value of a column are packed; of other types neither is written.
 _BOUNDS: Final[Mapping[str, Callable[[Any], bytes]]] = {
     "BOOLEAN": struct.Struct("<?").pack,
@@ -47,121 +56,224 @@ _BOUNDS: Final[Mapping[str, Callable[[Any], bytes]]] = {
 }
 
 
-class RowGroup(NamedTuple):
-    """A row group of a file of ours, some of whose columns are copied."""
+class Chunk(NamedTuple):
+    """A column of a row group, as it is stored."""
 
-    path: Path
-    """The file."""
-    footer: pq.FileMetaData
-    """What the file's footer says."""
-    number: int
-    """Of the row group."""
-    columns: Mapping[str, str]
-    """Name that a column gets -> its name here."""
+    stored_as: _Type
+    encodings: Sequence[str]
+    codec: str
+    values: int
+    plain_bytes: int
+    """Of its pages, were they not compressed."""
+    size: int
+    """Bytes of its pages."""
+    data_at: int
+    """Where in them its first page of data begins; a dictionary lies before it."""
+    statistics: bytes | None
+    pages: Sequence[Any]
+    """Buffers."""
 
 
-class _Chunk(NamedTuple):
-    """A column of a row group, as it is stored: pyarrow's word on it, and its pages."""
+class _Type(NamedTuple):
+    """What pages of two columns have to have in common for one's to be the other's, whatever their names."""
 
-    column: Any
-    metadata: Any
-    pages: Any
+    physical: str
+    length: int
+    definition_levels: int
+    repetition_levels: int
+    logical: str
+
+    @classmethod
+    def of(cls, column: Any) -> _Type:  # noqa: ANN401 (pyarrow has no types)
+        """That of pyarrow's description of a column."""
+        levels = (column.max_definition_level, column.max_repetition_level)
+        return cls(column.physical_type, column.length, *levels, str(column.logical_type))
 
 
 class _Footer(NamedTuple):
-    """What pyarrow writes for a schema before and behind the row groups, and which columns those have."""
+    """What pyarrow writes for a schema before and behind the row groups, and the columns of those."""
 
     before: bytes
     behind: bytes
-    columns: Sequence[Any]
+    columns: Mapping[str, _Type]
 
 
-def write_table(path: Path, table: pa.Table, schema: pa.Schema, source: RowGroup) -> None:
-    """Write a table of at least one row, in one row group, some of its columns copied.
+class Writer:
+    """Writes row groups to a file: :func:`open_writer`."""
+
+    def __init__(self, file: LargeFile, schema: pa.Schema) -> None:
+        self._file = file
+        self._schema = schema
+        self._footer = _footer(schema.serialize().to_pybytes())
+        self._at = file.write(_MAGIC)
+        self._rows = 0
+        self._groups: list[bytes] = []
+
+    def write(self, table: pa.Table, stored: Mapping[str, Chunk]) -> None:
+        """Append a row group.
+
+        Args:
+            table: the columns that are to be encoded, texts being UTF-8, with at least one row.
+            stored: the others.
+
+        Raises:
+            ValueError: if a column is stored otherwise than the schema says, or has other rows.
+        """
+        encoded = parquet.encode(table, pa.schema([self._schema.field(name) for name in table.column_names]))
+        footer = pq.read_metadata(pa.BufferReader(encoded))
+        chunks = {**_chunks(footer, 0, encoded.slice, self._footer.columns), **stored}
+        begin, columns = self._at, []
+        for name, type_ in self._footer.columns.items():
+            chunk = chunks[name]
+            if chunk.stored_as != type_ or (name in stored and chunk.values != table.num_rows):
+                raise ValueError(f"column {name}: {chunk.values} of {chunk.stored_as}, not {type_}")
+            columns.append(_describe(name, chunk, self._at))
+            for page in chunk.pages:
+                self._file.write(page)
+            self._at += chunk.size
+        group = {
+            1: (LIST, thrift.sequence(STRUCT, columns)),
+            2: (I64, thrift.integer(sum(chunks[name].plain_bytes for name in self._footer.columns))),
+            3: (I64, thrift.integer(table.num_rows)),
+            5: (I64, thrift.integer(begin)),
+            6: (I64, thrift.integer(self._at - begin)),
+            7: (I16, thrift.integer(len(self._groups))),
+        }
+        self._groups.append(thrift.struct(group))
+        self._rows += table.num_rows
+
+    def finish(self) -> None:
+        """Append the footer."""
+        before, behind, _ = self._footer
+        # The two fields that _NO_ROWS is.
+        groups = b"\x16" + thrift.integer(self._rows) + b"\x19" + thrift.sequence(STRUCT, self._groups)
+        footer = before + groups + behind
+        self._file.write(footer + _LENGTH.pack(len(footer)) + _MAGIC)
+
+
+@contextmanager
+def open_writer(path: Path, schema: pa.Schema, *, cached: bool = True) -> Iterator[Writer]:
+    """A writer of a file of this schema.
 
     Args:
         path: the file.
-        table: the columns of ``schema`` that are not copied; texts have to be UTF-8.
         schema: of the file.
-        source: where its other columns come from.
-
-    Raises:
-        ValueError: if the source has other rows, or a column that is not stored as ``schema`` says.
+        cached: whether somebody reads the file before memory is full of others.
     """
-    rows = table.num_rows
-    if source.footer.row_group(source.number).num_rows != rows:
-        raise ValueError(f"row group {source.number} of {source.path} has not {rows} rows")
-    encoded = parquet.encode(table, pa.schema([schema.field(name) for name in table.column_names]))
-    chunks = _chunks(pq.read_metadata(pa.BufferReader(encoded)), 0, encoded.slice)
-    with source.path.open("rb", buffering=0) as file:
-        theirs = _chunks(source.footer, source.number, lambda at, size: os.pread(file.fileno(), size, at))
-    chunks |= {name: theirs[column] for name, column in source.columns.items()}
-    footer = _footer(schema.serialize().to_pybytes())
-    ordered = [(column, chunks[column.path]) for column in footer.columns]
-    columns, at = [], len(_MAGIC)
-    for column, chunk in ordered:
-        if not _is_alike(column, chunk.column):
-            raise ValueError(f"{source.path} does not store {column.path} as a column of this schema is")
-        columns.append(_column_chunk(column.path, chunk.metadata, at))
-        at += chunk.metadata.total_compressed_size
-    row_group = thrift.struct(
+    with LargeFile(path, cached=cached) as file:
+        writer = Writer(file, schema)
+        yield writer
+        writer.finish()
+
+
+def stored_columns(
+    path: Path, footer: pq.FileMetaData, group: int, names: Mapping[str, str]
+) -> dict[str, Chunk]:
+    """Columns of a row group of a file of ours, under other names.
+
+    Args:
+        path: the file.
+        footer: the file's.
+        group: number of the row group.
+        names: name that a column gets -> its name here.
+    """
+    with path.open("rb", buffering=0) as file:
+        chunks = _chunks(
+            footer, group, lambda at, size: os.pread(file.fileno(), size, at), frozenset(names.values())
+        )
+    return {name: chunks[column] for name, column in names.items()}
+
+
+def stored_vectors(vectors: npt.NDArray[np.float16]) -> Chunk:
+    """A column of vectors, which has to stay as it is until it is written.
+
+    Args:
+        vectors: float16 (rows, width), contiguous.
+    """
+    rows, width = vectors.shape
+    each = width * vectors.itemsize
+    pages: list[Any] = []
+    size = 0
+    for first in range(0, rows, max(1, _PAGE_BYTES // each)):
+        values = vectors[first : first + max(1, _PAGE_BYTES // each)]
+        body = values.data.cast("B")
+        header = _page_header(len(values), body)
+        pages += (header, body)
+        size += len(header) + len(body)
+    stored_as = _Type("FIXED_LEN_BYTE_ARRAY", each, 0, 0, "None")
+    return Chunk(stored_as, ("RLE", "PLAIN"), "UNCOMPRESSED", rows, size, size, 0, None, pages)
+
+
+def _page_header(values: int, body: memoryview) -> bytes:
+    """A PageHeader of values that are never null, as they are."""
+    checksum = zlib_ng.crc32(body)  # five times as fast as zlib's
+    data = {
+        1: (I32, thrift.integer(values)),
+        2: (I32, thrift.integer(_ENCODINGS["PLAIN"])),
+        3: (I32, thrift.integer(_ENCODINGS["RLE"])),  # of the levels, of which there are none
+        4: (I32, thrift.integer(_ENCODINGS["RLE"])),
+        5: (STRUCT, thrift.struct({})),  # no statistics; so pyarrow writes it, and so pages are equal to its
+    }
+    return thrift.struct(
         {
-            1: (LIST, thrift.sequence(STRUCT, columns)),
-            2: (I64, thrift.integer(sum(chunk.metadata.total_uncompressed_size for _, chunk in ordered))),
-            3: (I64, thrift.integer(rows)),
-            5: (I64, thrift.integer(len(_MAGIC))),  # where it begins
-            6: (I64, thrift.integer(at - len(_MAGIC))),
-            7: (I16, thrift.integer(0)),  # its place among the row groups
+            1: (I32, thrift.integer(_DATA_PAGE)),
+            2: (I32, thrift.integer(len(body))),
+            3: (I32, thrift.integer(len(body))),
+            4: (I32, thrift.integer(checksum - (checksum >> 31 << 32))),  # the same bits, signed
+            5: (STRUCT, thrift.struct(data)),
         }
     )
-    # The two fields that _NO_ROWS stands for.
-    described = b"\x16" + thrift.integer(rows) + b"\x19" + thrift.sequence(STRUCT, [row_group])
-    body = footer.before + described + footer.behind
-    with LargeFile(path) as written:
-        for piece in (_MAGIC, *(chunk.pages for _, chunk in ordered), body, _LENGTH.pack(len(body)), _MAGIC):
-            written.write(piece)
 
 
-def _chunks(footer: Any, number: int, read: Callable[[int, int], Any]) -> dict[str, _Chunk]:  # noqa: ANN401 (pyarrow has no types)
-    """The columns of a row group by their path."""
+def _chunks(
+    footer: Any,  # noqa: ANN401
+    group: int,
+    read: Callable[[int, int], Any],
+    paths: Container[str],
+) -> dict[str, Chunk]:
+    """Columns of a row group by their path."""
     chunks = {}
+    row_group = footer.row_group(group)
     for index in range(footer.num_columns):
-        chunk = footer.row_group(number).column(index)
-        first, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-        begin = first if dictionary is None else min(dictionary, first)
-        pages = read(begin, chunk.total_compressed_size)
-        chunks[chunk.path_in_schema] = _Chunk(footer.schema.column(index), chunk, pages)
+        chunk = row_group.column(index)
+        if chunk.path_in_schema not in paths:
+            continue
+        dictionary = chunk.dictionary_page_offset
+        # pyarrow says 0, or nothing, where there is none.
+        begin = min(dictionary or chunk.data_page_offset, chunk.data_page_offset)
+        size = chunk.total_compressed_size
+        chunks[chunk.path_in_schema] = Chunk(
+            stored_as=_Type.of(footer.schema.column(index)),
+            encodings=chunk.encodings,
+            codec=chunk.compression,
+            values=chunk.num_values,
+            plain_bytes=chunk.total_uncompressed_size,
+            size=size,
+            data_at=chunk.data_page_offset - begin,
+            statistics=_statistics(chunk.statistics) if chunk.is_stats_set else None,
+            pages=(read(begin, size),),
+        )
     return chunks
 
 
-def _is_alike(column: Any, other: Any) -> bool:  # noqa: ANN401
-    """Whether the pages of one column can be those of another, whatever their names."""
-    names = ("physical_type", "length", "max_definition_level", "max_repetition_level")
-    return str(column.logical_type) == str(other.logical_type) and all(
-        getattr(column, name) == getattr(other, name) for name in names
-    )
-
-
-def _column_chunk(path: str, chunk: Any, begin: int) -> bytes:  # noqa: ANN401
-    """A ColumnChunk whose pages begin at a byte of the file."""
-    first, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-    moved = begin - (first if dictionary is None else min(dictionary, first))
+def _describe(path: str, chunk: Chunk, begin: int) -> bytes:
+    """The ColumnChunk of a column whose pages begin at a byte of the file."""
     encodings = [thrift.integer(_ENCODINGS[name]) for name in chunk.encodings]
     names = [thrift.binary(name.encode()) for name in path.split(".")]
     fields = {
-        1: (I32, thrift.integer(_TYPES.index(chunk.physical_type))),
+        1: (I32, thrift.integer(_TYPES.index(chunk.stored_as.physical))),
         2: (LIST, thrift.sequence(I32, encodings)),
         3: (LIST, thrift.sequence(BINARY, names)),
-        4: (I32, thrift.integer(_CODECS[chunk.compression])),
-        5: (I64, thrift.integer(chunk.num_values)),
-        6: (I64, thrift.integer(chunk.total_uncompressed_size)),
-        7: (I64, thrift.integer(chunk.total_compressed_size)),
-        9: (I64, thrift.integer(first + moved)),
+        4: (I32, thrift.integer(_CODECS[chunk.codec])),
+        5: (I64, thrift.integer(chunk.values)),
+        6: (I64, thrift.integer(chunk.plain_bytes)),
+        7: (I64, thrift.integer(chunk.size)),
+        9: (I64, thrift.integer(begin + chunk.data_at)),
     }
-    if dictionary is not None:
-        fields[11] = (I64, thrift.integer(dictionary + moved))
-    if chunk.is_stats_set:
-        fields[12] = (STRUCT, _statistics(chunk.statistics))
+    if chunk.data_at:
+        fields[11] = (I64, thrift.integer(begin))
+    if chunk.statistics is not None:
+        fields[12] = (STRUCT, chunk.statistics)
     return thrift.struct({2: (I64, thrift.integer(0)), 3: (STRUCT, thrift.struct(fields))})
 
 
@@ -184,4 +296,5 @@ def _footer(schema: bytes) -> _Footer:
     footer = written[end - _LENGTH.unpack_from(written, end)[0] : end]
     before, behind = footer.split(_NO_ROWS)  # in two, or it is not what this module knows
     columns = pq.read_metadata(pa.BufferReader(written)).schema
-    return _Footer(before, behind, [columns.column(index) for index in range(len(columns))])
+    described = [columns.column(index) for index in range(len(columns))]
+    return _Footer(before, behind, {column.path: _Type.of(column) for column in described})

@@ -20,8 +20,7 @@ import xxhash
 
 from laion_assets.embedding_source import EmbeddingSource, MetadataSource, VectorSource, read_embedding_source
 from laion_assets.errors import CorruptInput, MisalignedEmbeddings, SourceUnavailable
-from laion_assets.formats import npy, parquet
-from laion_assets.formats.arrow import vector_column
+from laion_assets.formats import npy, parquet, parquet_chunks
 from laion_assets.formats.checksums import xxh3_128_of
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, publish, require
 from laion_assets.formats.sealed import fingerprint
@@ -89,6 +88,7 @@ def _join(
         Counts, and |cosine - similarity| of each row that has both.
     """
     schema = embedding_join(source.width)
+    encoded = pa.schema([field for field in schema if field.name not in VECTOR_COLUMNS])
     counts = Counter({"bad_vectors": 0})
     differences = [np.empty(0, np.float32)]
     for file in source.files:
@@ -99,7 +99,7 @@ def _join(
         npy.open_reader(Path(source.image_vectors.path), width=source.width, digest=image_digest) as images,
         npy.open_reader(Path(source.text_vectors.path), width=source.width, digest=text_digest) as texts,
         # A shard of a million rows is 2 GB, and the others of the batch are joined before any is read again.
-        parquet.open_writer(destination, schema, cached=False) as writer,
+        parquet_chunks.open_writer(destination, schema, cached=False) as writer,
     ):
         batch_rows = rows_at_a_time(source.width)
         room = _Pairs.of(batch_rows, source.width)
@@ -107,12 +107,10 @@ def _join(
             found = _read_pairs(images, texts, room.first(len(metadata)))
             counts["bad_vectors"] += int(np.count_nonzero(found.bad))
             differences.append(_differences(found.cosine, metadata["similarity"]))
-            joined = {
-                **dict(zip(metadata.schema.names, metadata.columns, strict=True)),
-                "cosine": pa.array(found.cosine),
-                **dict(zip(VECTOR_COLUMNS, map(vector_column, (found.images, found.texts)), strict=True)),
-            }
-            writer.write_batch(pa.record_batch([joined[name] for name in schema.names], schema=schema))
+            joined = metadata.append_column("cosine", pa.array(found.cosine))
+            table = pa.table([joined[name] for name in encoded.names], schema=encoded)
+            vectors = map(parquet_chunks.stored_vectors, (found.images, found.texts))
+            writer.write(table, dict(zip(VECTOR_COLUMNS, vectors, strict=True)))
         _check_bytes(shard, source.image_vectors, image_digest.hexdigest())
         _check_bytes(shard, source.text_vectors, text_digest.hexdigest())
     return dict(counts), np.concatenate(differences)

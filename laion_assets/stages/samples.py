@@ -13,7 +13,7 @@ from laion_assets.columns import NO_COLUMNS, ColumnPolicy, extra_field, find_col
 from laion_assets.errors import CorruptParquet, MissingInput
 from laion_assets.formats import parquet, parquet_chunks
 from laion_assets.formats.checksums import sha256_of
-from laion_assets.formats.parquet_chunks import RowGroup
+from laion_assets.formats.parquet_chunks import Chunk
 from laion_assets.formats.publish import Draft, Manifest, Recipe, Tally, bring, publish, require
 from laion_assets.formats.sealed import fingerprint
 from laion_assets.image_table import read_image_table
@@ -85,8 +85,8 @@ def write_samples(shard: ShardId, layout: Layout, *, columns: ColumnPolicy = NO_
         if found.stored is None:
             parquet.write_table(draft.only, samples, schema, is_valid_text=True)
         else:
-            encoded = samples.drop_columns(list(found.stored.columns))
-            parquet_chunks.write_table(draft.only, encoded, schema, found.stored)
+            with parquet_chunks.open_writer(draft.only, schema) as writer:
+                writer.write(samples.drop_columns(list(found.stored)), found.stored)
         is_any = reasons.null_count < len(reasons)
         counted = Counter(pc.drop_null(reasons).to_pylist() if is_any else ())
         counts = {f"{SET_ASIDE_PREFIX}{reason}": count for reason, count in counted.items()}
@@ -101,8 +101,8 @@ class _Rows(NamedTuple):
     """Rows in the columns of SAMPLES but ``set_aside``, then in those taken along; texts are UTF-8."""
 
     table: pa.Table
-    stored: RowGroup | None
-    """Where some of the columns lie as a file of ours has them, if they do."""
+    stored: dict[str, Chunk] | None
+    """Some of the columns as they are stored in the part, if they need not be encoded anew."""
 
 
 def _planned_rows(
@@ -131,8 +131,9 @@ def _planned_rows(
     read = raw.select(list(_FROM_RAW.values()))
     # What is no UTF-8 in one row must not cost the shard.
     ours = valid_texts(read)
-    # Unless a text had to be mended, the columns can be copied: to encode them is most of what a shard costs.
-    stored = RowGroup(path, footer, group, _FROM_RAW) if ours is read and rows.rows else None
+    # Unless a text had to be mended, columns are copied: to encode them would be half of what a shard costs.
+    is_stored = ours is read and rows.rows
+    stored = parquet_chunks.stored_columns(path, footer, group, _FROM_RAW) if is_stored else None
     table = ours.rename_columns(list(_FROM_RAW)).add_column(0, "key", plan.keys(shard, rows.rows))
     for name, column in names.items():
         field = extra_field(name, raw.schema.field(column).type)

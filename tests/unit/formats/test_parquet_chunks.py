@@ -1,6 +1,7 @@
 import math
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_assets.errors import CorruptParquet
-from laion_assets.formats import parquet, parquet_chunks
-from laion_assets.formats.parquet_chunks import RowGroup
+from laion_assets.formats import parquet
+from laion_assets.formats.arrow import vector_column
+from laion_assets.formats.parquet_chunks import open_writer, stored_columns, stored_vectors
+from laion_assets.formats.parquet_values import value_offsets
+from laion_assets.schema import vector_type
 
 SOURCE = pa.schema(
     [
@@ -100,8 +104,9 @@ def written(folder, rows, *, group=0, before=()):
     added = [{"key": f"{at:09d}"} | row for at, row in enumerate(rows)]
     encoded = pa.Table.from_pylist(added, schema=pa.schema(ADDED))
     path = folder / "copied.parquet"
-    from_ = RowGroup(source, pq.read_metadata(source), group, COPIED)
-    parquet_chunks.write_table(path, encoded, SCHEMA, from_)
+    stored = stored_columns(source, pq.read_metadata(source), group, COPIED)
+    with open_writer(path, SCHEMA) as writer:
+        writer.write(encoded, stored)
     values = [{field.name: row[COPIED.get(field.name, field.name)] for field in SCHEMA} for row in added]
     return path, pa.Table.from_pylist(values, schema=SCHEMA)
 
@@ -181,23 +186,91 @@ def test_a_flipped_byte_never_becomes_other_data(tmp_path_factory, data):
 
 
 def test_what_is_stored_otherwise_is_refused(tmp_path):
-    path, _ = written(tmp_path, rows_of(4))
+    written(tmp_path, rows_of(4))
     source = tmp_path / "source.parquet"
     footer = pq.read_metadata(source)
-    encoded = pa.table({"key": ["a", "b", "c", "d"]}, schema=pa.schema([ADDED[0]]))
-    for field in (
-        pa.field("n", pa.int32()),
-        pa.field("n", pa.int64(), nullable=False),
-        pa.field("n", pa.uint64()),
-    ):
-        with pytest.raises(ValueError, match=r"source\.parquet does not store n as"):
-            parquet_chunks.write_table(
-                path, encoded, pa.schema([ADDED[0], field]), RowGroup(source, footer, 0, {"n": "NUMBER"})
+    key = pa.table({"key": ["a", "b", "c", "d"]}, schema=pa.schema([ADDED[0]]))
+    wrong = (
+        (0, pa.field("n", pa.int32())),
+        (0, pa.field("n", pa.int64(), nullable=False)),
+        (0, pa.field("n", pa.uint64())),
+        (1, pa.field("n", pa.int64())),  # as it is stored, but three rows
+    )
+    for group, field in wrong:
+        stored = stored_columns(source, footer, group, {"n": "NUMBER"})
+        with (
+            pytest.raises(ValueError, match=r"column n: [34] of .*INT64"),
+            open_writer(tmp_path / "n", pa.schema([ADDED[0], field])) as writer,
+        ):
+            writer.write(key, stored)
+
+
+def vectors_of(rows, width):
+    """Every float16 that there is, NaN and infinities among them."""
+    bits = np.arange(7, 7 + rows * width, dtype=np.uint64) * 40_503 % 65_536
+    return bits.astype(np.uint16).view(np.float16).reshape(rows, width)
+
+
+def with_vectors(path, groups, width):
+    schema = pa.schema(
+        [
+            pa.field("row", pa.int64(), nullable=False),
+            pa.field("image_embedding", vector_type(width), nullable=False),
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("text_embedding", vector_type(width), nullable=False),
+        ]
+    )
+    tables = []
+    with open_writer(path, schema) as writer:
+        for rows in groups:
+            images, texts = vectors_of(rows, width), -vectors_of(rows, width)
+            numbers = range(rows)
+            encoded = pa.schema([schema.field("row"), schema.field("key")])
+            table = pa.table([numbers, [f"{row:09d}" for row in numbers]], schema=encoded)
+            writer.write(
+                table, {"image_embedding": stored_vectors(images), "text_embedding": stored_vectors(texts)}
             )
-    with pytest.raises(ValueError, match="has not 4 rows"):
-        parquet_chunks.write_table(
-            path,
-            encoded,
-            pa.schema([ADDED[0], pa.field("n", pa.int64())]),
-            RowGroup(source, footer, 1, {"n": "NUMBER"}),
-        )
+            columns = [table["row"], vector_column(images), table["key"], vector_column(texts)]
+            tables.append(pa.table(columns, schema=schema))
+    return schema, tables
+
+
+# 512 elements are a kilobyte: 1,024 rows to a page.
+@pytest.mark.parametrize(("groups", "width"), [((1,), 512), ((1_024, 1_025, 2_500, 3), 512), ((5, 7), 3)])
+def test_vectors_are_what_pyarrow_stores(tmp_path, groups, width):
+    path, plain = tmp_path / "a.parquet", tmp_path / "plain.parquet"
+    schema, tables = with_vectors(path, groups, width)
+    with parquet.open_writer(plain, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    assert parquet.read_table(path, schema).equals(pa.concat_tables(tables))
+    found, meant = pq.read_metadata(path), pq.read_metadata(plain)
+    assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == list(groups)
+    for group in range(len(groups)):
+        for column in range(4):
+            ours, theirs = (footer.row_group(group).column(column).to_dict() for footer in (found, meant))
+            assert {**ours, "data_page_offset": 0} == {**theirs, "data_page_offset": 0}
+    # The pages themselves, too: all but the footers.
+    end = meant.row_group(len(groups) - 1).column(3)
+    size = end.data_page_offset + end.total_compressed_size
+    assert path.read_bytes()[:size] == plain.read_bytes()[:size]
+    vectors = np.concatenate([vectors_of(rows, width) for rows in groups])
+    body = path.read_bytes()
+    for at, vector in zip(value_offsets(path, "image_embedding"), vectors, strict=True):
+        assert body[at : at + 2 * width] == vector.tobytes()
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_a_flipped_byte_among_vectors_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flipped") / "a.parquet"
+    schema, tables = with_vectors(path, (2, 3), 4)
+    body = bytearray(path.read_bytes())
+    body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(body)
+    try:
+        found = parquet.read_table(path, schema)
+    except CorruptParquet as error:
+        assert str(path) in str(error)  # noqa: PT017 (refusing is one of two right outcomes)
+    else:
+        assert found.equals(pa.concat_tables(tables))
