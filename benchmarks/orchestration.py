@@ -7,6 +7,7 @@ To see one size on one storage: ``python -m benchmarks.orchestration --shards 40
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
+import sqlalchemy
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +37,8 @@ from benchmarks.orchestration_records import (
     record_real_build,
     repeat_records,
 )
-from benchmarks.orchestration_servers import REPOSITORY, Ui, serving_postgres, serving_ui
+from benchmarks.orchestration_servers import REPOSITORY, Ui, serving_plain, serving_postgres, serving_ui
+from benchmarks.plain_dagster import DESCRIPTION_VARIABLE
 from benchmarks.report import describe_hardware
 from laion_assets.defs.instance import open_instance, prepare_home
 from laion_assets.partitions import find_partitions
@@ -83,6 +86,8 @@ REMARKS: Final = (
     "cpu_s_per_shard: of webserver, daemon, code server and runs during a backfill over shards that are",
     "current, start of runs included, less what the same processes use idle in that time, and less what",
     "stages and rules took for the same shards in a process of their own.",
+    "plain_cpu_s_per_shard: the same of assets that do nothing, in Dagster alone: with its own settings and",
+    "storage, nothing recorded before, as many events, each with two or three numbers.",
     "bytes_per_shard: of events and check results of the image chain, in all tables that hold them.",
 )
 
@@ -166,6 +171,7 @@ def _measure(
         taken |= _backfill_everything(ui, everything)
         taken |= _backfill_real(ui, keys, work_s)
         taken |= {f"{name}_mb": size / 1e6 for name, size in ui.resident_bytes().items()}
+    taken |= _backfill_plain(folder, shards, postgres, keys, arguments.batch)
     taken["graphql_p95_s"] = max(page["p95_s"] for page in taken["pages"].values())
     return taken
 
@@ -276,6 +282,62 @@ def _backfill_everything(ui: Ui, keys: Sequence[str]) -> dict[str, float]:
 
 def _backfill_real(ui: Ui, keys: Sequence[str], work_s: float) -> dict[str, float]:
     """What the shards that are there cost in a backfill, for each shard."""
+    used, idle, wall = _backfill_cpu_s(ui, keys)
+    return {
+        "cpu_s_per_shard": used / len(keys) - work_s,
+        "work_cpu_s_per_shard": work_s,
+        "idle_cores": idle,
+        "backfill_shards_per_s": len(keys) / wall,
+    }
+
+
+def _backfill_plain(
+    folder: Path, shards: int, postgres: str | None, keys: Sequence[str], batch: int
+) -> dict[str, float]:
+    """What as many events of as many partitions cost in Dagster alone, with its own storage, for each shard.
+
+    Nothing was recorded before.
+    """
+    assets = {
+        name: {
+            "inputs": [one for one in STAGE_BY_NAME[name].inputs if one in IMAGES],
+            "checks": [rule.name for rule in rules_of(name)],
+        }
+        for name in IMAGES
+    }
+    home = folder / "plain"
+    home.mkdir()
+    settings: dict[str, Any] = {"telemetry": {"enabled": False}}
+    if postgres:
+        settings["storage"] = {"postgres": {"postgres_url": _new_database(postgres, "plain")}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    environment = {
+        "DAGSTER_HOME": str(home),
+        DESCRIPTION_VARIABLE: json.dumps({"shards": shards, "batch": batch, "assets": assets}),
+    }
+    with serving_plain(environment, CACHE / "plain.log") as ui:
+        loaded = "{ assetNodes { id } }"
+        ui.wait(
+            "loading plain assets",
+            lambda: len(ui.ask(loaded)["assetNodes"]) == len(assets),
+            _FIRST_RUN_LIMIT_S,
+        )
+        used, _, _ = _backfill_cpu_s(ui, keys)
+    return {"plain_cpu_s_per_shard": used / len(keys)}
+
+
+def _new_database(postgres: str, name: str) -> str:
+    """Address of a new database of a server."""
+    address = sqlalchemy.make_url(postgres)
+    engine = sqlalchemy.create_engine(address, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return address.set(database=name).render_as_string(hide_password=False)
+
+
+def _backfill_cpu_s(ui: Ui, keys: Sequence[str]) -> tuple[float, float, float]:
+    """Of a backfill over the image chain: CPU seconds beyond idling, cores taken idle, and seconds."""
     idle = ui.cpu_s()
     time.sleep(_QUIET_S)
     idle = (ui.cpu_s() - idle) / _QUIET_S
@@ -287,13 +349,7 @@ def _backfill_real(ui: Ui, keys: Sequence[str], work_s: float) -> dict[str, floa
         raise Failed(f"a backfill over {len(keys)} shards ended as {status}")
     time.sleep(2)  # until the code server has taken leave of its runs' processes
     wall = time.monotonic() - start
-    used = ui.cpu_s() - before
-    return {
-        "cpu_s_per_shard": (used - idle * wall) / len(keys) - work_s,
-        "work_cpu_s_per_shard": work_s,
-        "idle_cores": idle,
-        "backfill_shards_per_s": len(keys) / wall,
-    }
+    return ui.cpu_s() - before - idle * wall, idle, wall
 
 
 _ENDED: Final = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "COMPLETED", "FAILED", "CANCELED"}
@@ -347,6 +403,7 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
         "webserver_mb",
         "daemon_mb",
         "cpu_s_per_shard",
+        "plain_cpu_s_per_shard",
         "bytes_per_shard",
     )
     table = Table("shards", "storage", *columns, title="By size and storage")

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -108,9 +108,26 @@ def serving_ui(settings_file: Path, environment: Mapping[str, str], log: Path) -
     Raises:
         Failed: if it does not come up.
     """
+    ours = ["laion_assets", "ui", "--settings", str(settings_file), "--workspace", "workspace.yaml"]
+    with _serving(ours, environment, log) as ui:
+        yield ui
+
+
+@contextmanager
+def serving_plain(environment: Mapping[str, str], log: Path) -> Iterator[Ui]:
+    """As :func:`serving_ui`, with Dagster's own command and :mod:`benchmarks.plain_dagster`.
+
+    Raises:
+        Failed: if it does not come up.
+    """
+    with _serving(["dagster", "dev", "-m", "benchmarks.plain_dagster"], environment, log) as ui:
+        yield ui
+
+
+@contextmanager
+def _serving(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Ui]:
     port = free_port()
-    command = [sys.executable, "-m", "laion_assets", "ui", "--port", str(port)]
-    command += ["--settings", str(settings_file), "--workspace", "workspace.yaml"]
+    command = [sys.executable, "-m", *arguments, "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
