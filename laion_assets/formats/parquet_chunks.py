@@ -294,7 +294,8 @@ def _footer(schema: bytes) -> _Footer:
     written = parquet.encode(None, read).to_pybytes()
     end = len(written) - len(_MAGIC) - _LENGTH.size
     footer = written[end - _LENGTH.unpack_from(written, end)[0] : end]
-    before, behind = footer.split(_NO_ROWS)  # in two, or it is not what this module knows
+    # Names of columns may hold anything, and stand before it.
+    before, behind = footer.rsplit(_NO_ROWS, 1)
     columns = pq.read_metadata(pa.BufferReader(written)).schema
     described = [columns.column(index) for index in range(len(columns))]
     return _Footer(before, behind, {column.path: _Type.of(column) for column in described})
