@@ -8,11 +8,11 @@ in a process, and after that those of the partitions about which something was r
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import dagster as dg
 import sqlalchemy as db
@@ -33,7 +33,7 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster_shared.record import copy
 
-from laion_assets.defs.many_partitions import remember_definitions
+from laion_assets.defs.many_partitions import OrderedKeys, remember_definitions
 
 _Partitions = dg.PartitionsDefinition[str] | None
 _Keys = Sequence[tuple[dg.AssetCheckKey, _Partitions]]
@@ -289,23 +289,8 @@ def _subset(
     return SerializableEntitySubset(key=key, value=value)
 
 
-class _Ordered(frozenset[str]):
-    """Keys that come in order: they are sorted for every answer, which is then quick."""
-
-    _order: Sequence[str]
-
-    def __new__(cls, keys: Iterable[str]) -> Self:
-        ordered = super().__new__(cls, keys)
-        ordered._order = sorted(keys)
-        return ordered
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._order)
-
-
 def _ordered(subset: _Subset) -> _Subset:
     if not isinstance(subset.value, DefaultPartitionsSubset):
         return subset
-    return SerializableEntitySubset(
-        key=subset.key, value=DefaultPartitionsSubset(_Ordered(subset.value.subset))
-    )
+    ordered = DefaultPartitionsSubset(OrderedKeys(subset.value.subset))
+    return SerializableEntitySubset(key=subset.key, value=ordered)

@@ -19,6 +19,7 @@ from dagster._serdes import ConfigurableClassData
 from sqlalchemy.pool import StaticPool
 
 from laion_assets.defs.check_states import KeepsCheckStates
+from laion_assets.defs.partition_states import KeepsPartitionStates
 
 
 class KeepsFailures(SqlEventLogStorage):
@@ -46,7 +47,7 @@ class KeepsFailures(SqlEventLogStorage):
         return found
 
 
-class SqliteEventLog(KeepsCheckStates, KeepsFailures, SqliteEventLogStorage):
+class SqliteEventLog(KeepsCheckStates, KeepsPartitionStates, KeepsFailures, SqliteEventLogStorage):
     """The files of Dagster's own storage, in the same place, so that either reads what the other wrote.
 
     Two connections are kept: to the index, and to the events of the run that was last looked at. A kill loses

@@ -9,9 +9,10 @@ from dagster_postgres.utils import get_token_provider_from_config, pg_url_from_c
 
 from laion_assets.defs.check_states import KeepsCheckStates
 from laion_assets.defs.event_log import KeepsFailures
+from laion_assets.defs.partition_states import KeepsPartitionStates
 
 
-class PostgresEventLog(KeepsCheckStates, KeepsFailures, PostgresEventLogStorage):
+class PostgresEventLog(KeepsCheckStates, KeepsPartitionStates, KeepsFailures, PostgresEventLogStorage):
     """The tables of Dagster's own, so that either reads what the other wrote."""
 
 

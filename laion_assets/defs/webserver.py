@@ -1,23 +1,36 @@
 """What makes Dagster's webserver slow where assets have tens of thousands of partitions, made quick.
 
 With 41,455 shards and the checks of a shard, the asset graph is a million partition keys. graphql-core 3.2
-goes through them one by one to find out that each is a string. That is replaced in the process of a
-webserver, which Dagster names to its storages; the answers are the same.
+goes through them one by one to find out that each is a string, and Python's json writes what orjson writes in
+a tenth of the time. Both are replaced in the process of a webserver, which Dagster names to its storages; the
+answers are the same.
 """
 
 from collections.abc import Awaitable, Iterable
 from typing import Any
 
+import orjson
 from graphql import FieldNode, GraphQLList, GraphQLNonNull, GraphQLResolveInfo, GraphQLString
 from graphql.execution import ExecutionContext
 from graphql.pyutils import Path
+from starlette.responses import JSONResponse
 
 _complete_list_value = ExecutionContext.complete_list_value
+_render = JSONResponse.render
 
 
 def quicken() -> None:
-    """Replace it in this process."""
+    """Replace them in this process."""
     ExecutionContext.complete_list_value = complete_list_value  # type: ignore[assignment, method-assign]
+    JSONResponse.render = render  # type: ignore[method-assign]
+
+
+def render(self: JSONResponse, content: Any) -> bytes:  # noqa: ANN401 (whatever JSON is made of)
+    """As Starlette's; what orjson does not take, such as integers of 65 bits, Python's json may."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:
+        return _render(self, content)
 
 
 def complete_list_value(

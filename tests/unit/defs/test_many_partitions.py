@@ -3,6 +3,8 @@
 import dagster as dg
 import pytest
 from dagster._core.definitions.partitions.snap import StaticPartitionsSnap
+from dagster._core.errors import DagsterInvalidDeserializationVersionError
+from dagster_shared.serdes import deserialize_value, serialize_value
 
 from laion_assets.defs.many_partitions import StaticPartitionsDefinition, partitions_definition
 
@@ -38,3 +40,24 @@ def test_the_code_locations_own_are_written_down_as_dagsters():
             theirs.get_serializable_unique_identifier(),
             type(theirs).__name__,
         )
+
+
+@pytest.mark.parametrize("keys", [["c", "a"], [], ["a"]])
+def test_partitions_that_were_written_down_are_read_as_dagster_reads_them(keys):
+    ours = StaticPartitionsDefinition(["c", "b", "a"])
+    written = ours.subset_with_partition_keys(keys).serialize()
+    found = ours.deserialize_subset(written)
+    assert found == dg.StaticPartitionsDefinition(["c", "b", "a"]).deserialize_subset(written)
+    assert found.serialize() == written
+    assert list(found.get_partition_keys()) == sorted(keys)
+    assert ours.deserialize_subset(written) is found
+    assert deserialize_value(serialize_value(found)) == found
+    more = found.with_partition_keys(["b"])
+    assert (len(more), len(found)) == (len(keys) + 1, len(keys))
+
+
+def test_what_another_dagster_wrote_down_is_read_or_refused_as_dagster_does():
+    ours = StaticPartitionsDefinition(["a", "b"])
+    assert list(ours.deserialize_subset('["b", "a"]').get_partition_keys()) == ["a", "b"]
+    with pytest.raises(DagsterInvalidDeserializationVersionError):
+        ours.deserialize_subset('{"version": 99, "subset": []}')

@@ -1,9 +1,12 @@
 """What is replaced in a webserver's process, held against what it replaces."""
 
+import json
+
 import pytest
 from graphql import ExecutionContext, build_schema, execute, parse
+from starlette.responses import JSONResponse
 
-from laion_assets.defs.webserver import complete_list_value
+from laion_assets.defs.webserver import complete_list_value, render
 
 SCHEMA = build_schema("type Query { sure: [String!]! maybe: [String] numbers: [Int!] }")
 
@@ -29,3 +32,23 @@ def test_a_list_of_strings_is_handed_over_whole():
     keys = [f"{number:05d}" for number in range(100)]
     result = execute(SCHEMA, parse("{ sure }"), {"sure": keys}, execution_context_class=Quick)
     assert result.data["sure"] is keys
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": {"keys": ["00000", "ä€😀", "</script>\u2028\x00"], "none": None, "yes": True, "no": 1.5e-7}},
+        {"more than 64 bits": 2**70, "nested": [[], {}, [1, -2]]},
+        "text",
+        [],
+    ],
+)
+def test_answers_are_written_as_before(content):
+    response = JSONResponse({})
+    written = render(response, content)
+    assert json.loads(written) == json.loads(response.render(content)) == content
+
+
+def test_what_no_json_can_hold_is_refused_as_before():
+    with pytest.raises(TypeError):
+        render(JSONResponse({}), {"set": {1, 2}})
