@@ -7,6 +7,7 @@ tell whether a partition is stale.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import dagster as dg
 import sqlalchemy as db
@@ -67,5 +68,5 @@ class KeepsPartitionStates(SqlEventLogStorage):
         )
         with self.index_connection() as connection:
             found = connection.execute(db.select(latest.c.partition, latest.c.id))
-            # From the driver: a text and an integer need nothing done to them.
-            return dict(found.cursor.fetchall())
+            # From the driver's cursor, one by one: a text and an integer need nothing done to them.
+            return dict(cast("Iterable[tuple[str, int]]", found.cursor))

@@ -6,14 +6,19 @@ a tenth of the time. Both are replaced in the process of a webserver, which Dags
 answers are the same.
 """
 
+import gc
 from collections.abc import Awaitable, Iterable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from graphql import FieldNode, GraphQLList, GraphQLNonNull, GraphQLResolveInfo, GraphQLString
 from graphql.execution import ExecutionContext
 from graphql.pyutils import Path
 from starlette.responses import JSONResponse
+
+# Python's own, but for the last. Telling whether a partition is stale makes an object for each, after which
+# everything is looked at for what can be freed; that takes 0.7 s with the states of a million partitions.
+_COLLECTIONS: Final = (700, 10, 100)
 
 _complete_list_value = ExecutionContext.complete_list_value
 _render = JSONResponse.render
@@ -23,6 +28,7 @@ def quicken() -> None:
     """Replace them in this process."""
     ExecutionContext.complete_list_value = complete_list_value  # type: ignore[assignment, method-assign]
     JSONResponse.render = render  # type: ignore[method-assign]
+    gc.set_threshold(*_COLLECTIONS)
 
 
 def render(self: JSONResponse, content: Any) -> bytes:  # noqa: ANN401 (whatever JSON is made of)
