@@ -34,14 +34,16 @@ _LENGTH: Final = struct.Struct("<I")
 # num_rows = 0 and row_groups = [], fields 3 and 4 of FileMetaData, as they follow field 2.
 _NO_ROWS: Final = b"\x16\x00\x19\x0c"
 
-# In the order of their numbers.
+# In the order of their numbers, by the names that pyarrow gives them.
 _TYPES: Final = (
     *("BOOLEAN", "INT32", "INT64", "INT96"),
     *("FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"),
 )
-# Of the encodings and codecs, those that our files have.
-_ENCODINGS: Final = {"PLAIN": 0, "RLE": 3, "RLE_DICTIONARY": 8}
-_CODECS: Final = {"UNCOMPRESSED": 0, "ZSTD": 6}
+_ENCODINGS: Final = (
+    *("PLAIN", "GROUP_VAR_INT", "PLAIN_DICTIONARY", "RLE", "BIT_PACKED", "DELTA_BINARY_PACKED"),
+    *("DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"),
+)
+_CODECS: Final = ("UNCOMPRESSED", "SNAPPY", "GZIP", "LZO", "BROTLI", "LZ4_HADOOP", "ZSTD", "LZ4")
 _DATA_PAGE: Final = 0
 # Of a page of vectors, as pyarrow has it by default.
 _PAGE_BYTES: Final = 1 << 20
@@ -209,9 +211,9 @@ def _page_header(values: int, body: memoryview) -> bytes:
     checksum = zlib_ng.crc32(body)  # five times as fast as zlib's
     data = {
         1: (I32, thrift.integer(values)),
-        2: (I32, thrift.integer(_ENCODINGS["PLAIN"])),
-        3: (I32, thrift.integer(_ENCODINGS["RLE"])),  # of the levels, of which there are none
-        4: (I32, thrift.integer(_ENCODINGS["RLE"])),
+        2: (I32, thrift.integer(_ENCODINGS.index("PLAIN"))),
+        3: (I32, thrift.integer(_ENCODINGS.index("RLE"))),  # of the levels, of which there are none
+        4: (I32, thrift.integer(_ENCODINGS.index("RLE"))),
         5: (STRUCT, thrift.struct({})),  # no statistics; so pyarrow writes it, and so pages are equal to its
     }
     return thrift.struct(
@@ -258,13 +260,13 @@ def _chunks(
 
 def _describe(path: str, chunk: Chunk, begin: int) -> bytes:
     """The ColumnChunk of a column whose pages begin at a byte of the file."""
-    encodings = [thrift.integer(_ENCODINGS[name]) for name in chunk.encodings]
+    encodings = [thrift.integer(_ENCODINGS.index(name)) for name in chunk.encodings]
     names = [thrift.binary(name.encode()) for name in path.split(".")]
     fields = {
         1: (I32, thrift.integer(_TYPES.index(chunk.stored_as.physical))),
         2: (LIST, thrift.sequence(I32, encodings)),
         3: (LIST, thrift.sequence(BINARY, names)),
-        4: (I32, thrift.integer(_CODECS[chunk.codec])),
+        4: (I32, thrift.integer(_CODECS.index(chunk.codec))),
         5: (I64, thrift.integer(chunk.values)),
         6: (I64, thrift.integer(chunk.plain_bytes)),
         7: (I64, thrift.integer(chunk.size)),
