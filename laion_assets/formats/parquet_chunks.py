@@ -4,7 +4,7 @@ A column's pages say nothing of the file they lie in: copied byte for byte from 
 they are what encoding and compressing the same values again would make, for none of the time. Vectors are
 stored without compression, so that a page of them is a header and what memory holds; pyarrow copies them
 twice on their way. It takes no finished pages, so the list of row groups in the footer is written here; the
-rest of the footer is what pyarrow writes for the schema.
+rest of the footer is what pyarrow writes for the schema. Columns of lists and structs are not for it.
 
 The structs, their fields' numbers and the enumerations are those of parquet.thrift in apache/parquet-format.
 """
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from zlib_ng import zlib_ng
 
+from laion_assets.errors import CorruptParquet
 from laion_assets.formats import parquet, thrift
 from laion_assets.formats.large_file import LargeFile
 from laion_assets.formats.thrift import BINARY, I16, I32, I64, LIST, STRUCT
@@ -161,6 +162,9 @@ def open_writer(path: Path, schema: pa.Schema, *, cached: bool = True) -> Iterat
         path: the file.
         schema: of the file.
         cached: whether somebody reads the file before memory is full of others.
+
+    Raises:
+        ValueError: if it has columns of lists or structs.
     """
     with LargeFile(path, cached=cached) as file:
         writer = Writer(file, schema)
@@ -178,11 +182,24 @@ def stored_columns(
         footer: the file's.
         group: number of the row group.
         names: name that a column gets -> its name here.
+
+    Raises:
+        CorruptParquet: if the file ends before a column does.
     """
+
+    def read(at: int, size: int) -> bytes:
+        pages = os.pread(file.fileno(), size, at)
+        if len(pages) < size:
+            raise CorruptParquet(
+                path,
+                expected=f"{size} bytes from byte {at} on",
+                found=f"{len(pages)}",
+                remedy="Delete its manifest to have it made again.",
+            )
+        return pages
+
     with path.open("rb", buffering=0) as file:
-        chunks = _chunks(
-            footer, group, lambda at, size: os.pread(file.fileno(), size, at), frozenset(names.values())
-        )
+        chunks = _chunks(footer, group, read, frozenset(names.values()))
     return {name: chunks[column] for name, column in names.items()}
 
 
@@ -233,7 +250,7 @@ def _chunks(
     read: Callable[[int, int], Any],
     paths: Container[str],
 ) -> dict[str, Chunk]:
-    """Columns of a row group by their path."""
+    """Columns of a row group by their path, which is their name."""
     chunks = {}
     row_group = footer.row_group(group)
     for index in range(footer.num_columns):
@@ -258,14 +275,13 @@ def _chunks(
     return chunks
 
 
-def _describe(path: str, chunk: Chunk, begin: int) -> bytes:
+def _describe(name: str, chunk: Chunk, begin: int) -> bytes:
     """The ColumnChunk of a column whose pages begin at a byte of the file."""
-    encodings = [thrift.integer(_ENCODINGS.index(name)) for name in chunk.encodings]
-    names = [thrift.binary(name.encode()) for name in path.split(".")]
+    encodings = [thrift.integer(_ENCODINGS.index(encoding)) for encoding in chunk.encodings]
     fields = {
         1: (I32, thrift.integer(_TYPES.index(chunk.stored_as.physical))),
         2: (LIST, thrift.sequence(I32, encodings)),
-        3: (LIST, thrift.sequence(BINARY, names)),
+        3: (LIST, thrift.sequence(BINARY, [thrift.binary(name.encode())])),
         4: (I32, thrift.integer(_CODECS.index(chunk.codec))),
         5: (I64, thrift.integer(chunk.values)),
         6: (I64, thrift.integer(chunk.plain_bytes)),
@@ -300,4 +316,6 @@ def _footer(schema: bytes) -> _Footer:
     before, behind = footer.rsplit(_NO_ROWS, 1)
     columns = pq.read_metadata(pa.BufferReader(written)).schema
     described = [columns.column(index) for index in range(len(columns))]
+    if [column.path for column in described] != read.names:
+        raise ValueError(f"not columns of single values: {read}")
     return _Footer(before, behind, {column.path: _Type.of(column) for column in described})

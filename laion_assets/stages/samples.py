@@ -132,7 +132,8 @@ def _planned_rows(
     # What is no UTF-8 in one row must not cost the shard.
     ours = valid_texts(read)
     # Unless a text had to be mended, columns are copied: to encode them would be half of what a shard costs.
-    is_stored = ours is read and rows.rows
+    is_flat = not any(pa.types.is_nested(raw.schema.field(column).type) for column in names.values())
+    is_stored = ours is read and is_flat and rows.rows
     stored = parquet_chunks.stored_columns(path, footer, group, _FROM_RAW) if is_stored else None
     table = ours.rename_columns(list(_FROM_RAW)).add_column(0, "key", plan.keys(shard, rows.rows))
     for name, column in names.items():

@@ -1,4 +1,5 @@
 import math
+from datetime import date
 
 import duckdb
 import numpy as np
@@ -39,7 +40,7 @@ COPIED = {
 }
 ADDED = (
     pa.field("key", pa.string(), nullable=False, metadata={"description": "of the row"}),
-    pa.field("boxes", pa.list_(pa.field("element", pa.list_(pa.field("element", pa.float64()))))),
+    pa.field("of.the\x16\x00\x19\x0cpage", pa.date32()),  # no path, and what an empty footer has
     pa.field("set_aside", pa.string()),
 )
 
@@ -69,7 +70,7 @@ ROW = st.fixed_dictionaries(
         "single": st.none() | st.floats(width=32),
         "vector": st.binary(min_size=4, max_size=4),
         "sure": st.booleans(),
-        "boxes": st.none() | st.lists(st.lists(st.floats(0, 1), max_size=2), max_size=2),
+        "of.the\x16\x00\x19\x0cpage": st.none() | st.dates(),
         "set_aside": st.none() | st.just("missing_url"),
     }
 )
@@ -86,7 +87,7 @@ def rows_of(count):
             "single": 0.5,
             "vector": bytes([row] * 4),
             "sure": row % 2 == 0,
-            "boxes": [[0.5]],
+            "of.the\x16\x00\x19\x0cpage": date(2021, 8, 20),
             "set_aside": None,
         }
         for row in range(count)
@@ -203,6 +204,21 @@ def test_what_is_stored_otherwise_is_refused(tmp_path):
             open_writer(tmp_path / "n", pa.schema([ADDED[0], field])) as writer,
         ):
             writer.write(key, stored)
+
+
+def test_columns_of_lists_are_refused(tmp_path):
+    nested = pa.schema([ADDED[0], pa.field("boxes", pa.list_(pa.float64()))])
+    with pytest.raises(ValueError, match="not columns of single values"), open_writer(tmp_path / "n", nested):
+        pass
+
+
+def test_a_file_that_ends_too_early_is_named(tmp_path):
+    written(tmp_path, rows_of(4))
+    source = tmp_path / "source.parquet"
+    footer = pq.read_metadata(source)
+    source.write_bytes(source.read_bytes()[:100])
+    with pytest.raises(CorruptParquet, match=r"source\.parquet: expected \d+ bytes from byte \d+ on"):
+        stored_columns(source, footer, 0, COPIED)
 
 
 def vectors_of(rows, width):

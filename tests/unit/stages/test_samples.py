@@ -92,6 +92,21 @@ def test_text_that_is_no_utf_8_costs_no_other_row(planned, tmp_path):
     assert found["caption"].to_pylist() == ["text \ufffd", "whole", None]
 
 
+def test_columns_that_stay_as_they_are_are_copied(planned):
+    layout = planned(raw_rows(25))
+    write_samples(ShardId(1), layout)
+    part, samples = layout.raw_table("p"), layout.samples(ShardId(1)).only
+    theirs, ours = pq.read_metadata(part).row_group(1), pq.read_metadata(samples).row_group(0)
+    at = {theirs.column(index).path_in_schema: theirs.column(index) for index in range(8)}
+    for index, name in ((1, "SAMPLE_ID"), (2, "URL"), (3, "TEXT"), (8, "similarity")):
+        pages = [
+            path.read_bytes()[chunk.data_page_offset :][: chunk.total_compressed_size]
+            for path, chunk in ((part, at[name]), (samples, ours.column(index)))
+        ]
+        assert pages[0] == pages[1]
+        assert pages[0]
+
+
 def test_a_plan_that_grew_leaves_samples_as_they_are(planned, tmp_path):
     layout = planned(raw_rows(25))
     before = write_samples(ShardId(1), layout)
