@@ -166,7 +166,7 @@ def _measure(
     taken["load_s"] = statistics.median(_load_cpu_s(data, environment) for _ in range(3))
     work_s = _work_cpu_s(settings, keys) / len(keys)
     with serving_ui(data / SETTINGS_FILE, environment, CACHE / "ui.log") as ui:
-        ui.wait("loading the code location", lambda: _is_loaded(ui), _FIRST_RUN_LIMIT_S)
+        ui.wait("loading the code location", lambda: _is_loaded(ui, len(STAGE_BY_NAME)), _FIRST_RUN_LIMIT_S)
         taken["pages"] = _ask_pages(ui, everything[len(everything) // 2], arguments.rounds)
         taken |= _backfill_everything(ui, everything)
         taken |= _backfill_real(ui, keys, work_s)
@@ -228,9 +228,9 @@ def _work_cpu_s(settings: Settings, keys: Sequence[str]) -> float:
     return work()
 
 
-def _is_loaded(ui: Ui) -> bool:
+def _is_loaded(ui: Ui, assets: int) -> bool:
     answer = ui.ask("{ assetNodes { id } }")
-    return len(answer["assetNodes"]) == len(STAGE_BY_NAME)
+    return len(answer["assetNodes"]) == assets
 
 
 def _ask_pages(ui: Ui, partition: str, rounds: int) -> dict[str, dict[str, Any]]:
@@ -316,12 +316,7 @@ def _backfill_plain(
         DESCRIPTION_VARIABLE: json.dumps({"shards": shards, "batch": batch, "assets": assets}),
     }
     with serving_plain(environment, CACHE / "plain.log") as ui:
-        loaded = "{ assetNodes { id } }"
-        ui.wait(
-            "loading plain assets",
-            lambda: len(ui.ask(loaded)["assetNodes"]) == len(assets),
-            _FIRST_RUN_LIMIT_S,
-        )
+        ui.wait("loading plain assets", lambda: _is_loaded(ui, len(assets)), _FIRST_RUN_LIMIT_S)
         used, _, _ = _backfill_cpu_s(ui, keys)
     return {"plain_cpu_s_per_shard": used / len(keys)}
 

@@ -26,7 +26,8 @@ from laion_assets.schema import REPEATING_COLUMNS
 _THRIFT_STRING_LIMIT: Final = 256 << 20
 _THRIFT_CONTAINER_LIMIT: Final = 16 << 20
 
-_MAGIC: Final = b"PAR1"
+MAGIC: Final = b"PAR1"
+"""What a Parquet file begins and ends with."""
 _READ_BUFFER_BYTES: Final = 1 << 20
 _SMALL_TABLE_BYTES: Final = 8 << 20
 _DISK: Final = pa_fs.LocalFileSystem()
@@ -331,13 +332,11 @@ def _check_places(path: Path, footer: pq.FileMetaData) -> None:
         CorruptParquet: if a column does not begin where the one before it ends: what its place leads to are
             then another column's pages, whose checksums hold.
     """
-    at = len(_MAGIC)
+    at = len(MAGIC)
     for group in range(footer.num_row_groups):
         for column in range(footer.num_columns):
             chunk = footer.row_group(group).column(column)
-            dictionary, data = chunk.dictionary_page_offset, chunk.data_page_offset
-            # pyarrow begins at the smaller one.
-            first = data if dictionary is None else min(dictionary, data)
+            first = first_page(chunk)
             # A row group of no rows may have columns without a page, and so without a place.
             if first != at and chunk.num_values:
                 raise CorruptParquet(
@@ -347,6 +346,12 @@ def _check_places(path: Path, footer: pq.FileMetaData) -> None:
                     remedy=_REMEDY,
                 )
             at += chunk.total_compressed_size
+
+
+def first_page(chunk: pq.ColumnChunkMetaData) -> int:
+    """Byte of the file at which pyarrow begins to read a column of a row group."""
+    dictionary, data = chunk.dictionary_page_offset, chunk.data_page_offset
+    return int(data if dictionary is None else min(dictionary, data))
 
 
 def _check_schema(path: Path, schema: pa.Schema, found: pa.Schema, *, and_more: bool) -> None:

@@ -28,9 +28,9 @@ from zlib_ng import zlib_ng
 from laion_assets.errors import CorruptParquet
 from laion_assets.formats import parquet, thrift
 from laion_assets.formats.large_file import LargeFile
+from laion_assets.formats.parquet import MAGIC
 from laion_assets.formats.thrift import BINARY, I16, I32, I64, LIST, STRUCT
 
-_MAGIC: Final = b"PAR1"
 _LENGTH: Final = struct.Struct("<I")
 # num_rows = 0 and row_groups = [], fields 3 and 4 of FileMetaData, as they follow field 2.
 _NO_ROWS: Final = b"\x16\x00\x19\x0c"
@@ -108,7 +108,7 @@ class Writer:
         self._file = file
         self._schema = schema
         self._footer = _footer(schema.serialize().to_pybytes())
-        self._at = file.write(_MAGIC)
+        self._at = file.write(MAGIC)
         self._rows = 0
         self._groups: list[bytes] = []
 
@@ -151,7 +151,7 @@ class Writer:
         # The two fields that _NO_ROWS is.
         groups = b"\x16" + thrift.integer(self._rows) + b"\x19" + thrift.sequence(STRUCT, self._groups)
         footer = before + groups + behind
-        self._file.write(footer + _LENGTH.pack(len(footer)) + _MAGIC)
+        self._file.write(footer + _LENGTH.pack(len(footer)) + MAGIC)
 
 
 @contextmanager
@@ -257,10 +257,7 @@ def _chunks(
         chunk = row_group.column(index)
         if chunk.path_in_schema not in paths:
             continue
-        dictionary = chunk.dictionary_page_offset
-        # pyarrow says 0, or nothing, where there is none.
-        begin = min(dictionary or chunk.data_page_offset, chunk.data_page_offset)
-        size = chunk.total_compressed_size
+        begin, size = parquet.first_page(chunk), chunk.total_compressed_size
         chunks[chunk.path_in_schema] = Chunk(
             stored_as=_Type.of(footer.schema.column(index)),
             encodings=chunk.encodings,
@@ -310,7 +307,7 @@ def _footer(schema: bytes) -> _Footer:
     """Of a serialized schema, for Arrow calls two schemas equal whose columns are described otherwise."""
     read = pa.ipc.read_schema(pa.py_buffer(schema))
     written = parquet.encode(None, read).to_pybytes()
-    end = len(written) - len(_MAGIC) - _LENGTH.size
+    end = len(written) - len(MAGIC) - _LENGTH.size
     footer = written[end - _LENGTH.unpack_from(written, end)[0] : end]
     # Names of columns may hold anything, and stand before it.
     before, behind = footer.rsplit(_NO_ROWS, 1)
